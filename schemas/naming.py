@@ -4,6 +4,8 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Literal
 
+FED = -1
+"""Label along ``layer`` of the vectors fed at the thoughts, below all blocks."""
 _THOUGHT = re.compile(r"ct\d+")
 By = Literal["state", "fed"]
 """How places of thoughts are called: by the position of the state that is read, or by the one at which it is fed."""
@@ -38,3 +40,8 @@ def relabelled(
     rename = {("state", "fed"): fed_at, ("fed", "state"): state_of}.get((read, by), str)
     names = [rename(position) for position in positions]
     return names if among is None else [name if name in among else "-" for name in names]
+
+
+def layer_name(layer: int) -> str:
+    """A layer as tables name it: its number, or ``fed`` for the vectors fed."""
+    return "fed" if layer == FED else str(int(layer))

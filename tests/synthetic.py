@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import xarray as xr
 
@@ -272,3 +273,12 @@ def write_run(
             values[key] = part.reindex(wanted, fill_value=RUN_VARIABLES[key].fill).values.astype(buffer.dtype)
         writer.write_shard(shard, values)
     return name
+
+
+def no_compute() -> dask.config.set:
+    """Within it whatever is computed fails the test."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something was computed that must stay lazy")
+
+    return dask.config.set(scheduler=refuse)

@@ -1,20 +1,12 @@
 """Shares of attention: closed forms, a slow oracle, sums, laziness, messages."""
 
-import dask
 import numpy as np
 import pytest
 import xarray as xr
-from synthetic import make_run, thought_attention
+from synthetic import make_run, no_compute, thought_attention
 
 from analyze import attention_shares, attention_summary
 from schemas import SchemaError
-
-
-def no_compute() -> dask.config.set:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("this must stay lazy")
-
-    return dask.config.set(scheduler=refuse)
 
 
 def test_even_attention_gives_each_segment_its_number_of_keys():

@@ -1,10 +1,9 @@
 """Where answer and results can be read: a slow oracle, closed forms, laziness."""
 
-import dask
 import numpy as np
 import pytest
 import xarray as xr
-from synthetic import make_model, make_run, normalise
+from synthetic import make_model, make_run, no_compute, normalise
 
 from analyze.depth.ranks import depth_summary, readout_depth, settled
 from schemas import SchemaError
@@ -48,14 +47,11 @@ def test_another_problems_results_are_ranked_beside() -> None:
 
 @pytest.mark.parametrize("size", [5, 1])  # of one example most numbers of steps are in no block
 def test_laziness_and_chunks_change_nothing(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("this must stay lazy")
-
     model = make_model()
     run = make_run(model=model)
     whole = readout_depth(run, model)
     monkeypatch.setattr("analyze.lens.logit.ROW_BLOCK", 1)  # no blocks are joined
-    with dask.config.set(scheduler=refuse):
+    with no_compute():
         lazy = readout_depth(run.chunk({"example": size, "layer": 1}), model)
     xr.testing.assert_allclose(lazy.compute(), whole)
     xr.testing.assert_allclose(depth_summary(lazy, n_resample=5), depth_summary(whole, n_resample=5))

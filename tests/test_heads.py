@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-import dask
 import numpy as np
 import pytest
 import xarray as xr
-from synthetic import make_run, thought_attention
+from synthetic import make_run, no_compute, thought_attention
 
 from analyze import head_analysis, head_scores, head_summary, head_table, result_tables
 from analyze.labels import take
@@ -46,13 +45,6 @@ def published_attention(n_layer: int = 16, n_head: int = 32, empty: float = np.n
             matrix[step, : len(row)] = row
         heads[layer, head] = matrix
     return thought_attention(heads, n_layer=n_layer, n_head=n_head).fillna(empty)
-
-
-def no_compute() -> dask.config.set:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("this must stay lazy")
-
-    return dask.config.set(scheduler=refuse)
 
 
 def test_closed_forms(five_heads):

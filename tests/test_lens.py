@@ -4,13 +4,12 @@ import itertools
 import json
 import pickle
 
-import dask
 import dask.base
 import numpy as np
 import pytest
 import xarray as xr
 from lens_runs import planted_run
-from synthetic import make_model, make_run, normalise, write_run
+from synthetic import make_model, make_run, no_compute, normalise, write_run
 
 from analyze import fit_tuned_lens, lens_summary, lens_tests, lens_tokens, logit_lens, logits
 from analyze.blocks import computed_blocks
@@ -21,13 +20,6 @@ from analyze.lens.summary import summary_of_blocks
 from analyze.lens.tokens import in_a_line, results_in_one_token, visible
 from schemas import SchemaError, UsageError, is_number_token
 from store import open_lake
-
-
-def no_compute() -> dask.config.set:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("this must stay lazy")
-
-    return dask.config.set(scheduler=refuse)
 
 
 def test_results_of_several_tokens_are_counted() -> None:

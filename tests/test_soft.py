@@ -16,10 +16,11 @@ from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig
 from extract import load_reasoner
 from extract.model.feeding import Mixture
 from extract.model.protocols import PROTOCOLS
-from extract.reenter.jacobian.passes import FED, Probes, read_question, think_through
+from extract.reenter.jacobian.passes import Probes, read_question, think_through
 from extract.run.extract import extract, prepare
 from extract.run.recompute import compare
 from schemas import RunSpec, UsageError
+from schemas.naming import FED
 from store import open_lake
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,

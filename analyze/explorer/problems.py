@@ -10,10 +10,10 @@ import xarray as xr
 
 from analyze.context import Context
 from analyze.effects.outcomes import answer_of, outcome_rows
-from analyze.lens.jacobian import FED
 from analyze.lens.logit import logit_lens
 from analyze.traces.nodes import nodes_of
 from schemas import number_text, segment_of
+from schemas.naming import FED
 from store.results import preferred
 
 N_ANSWER = 3

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from schemas import UsageError
 from schemas.command import Analysis, Cost, Made, Part, Printed, Sampled, Table, kept_beside, setting
+from schemas.naming import layer_name
 from schemas.wording import or_dash, range_text
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def comparison_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
                 read = place.sel(lens=lens)
                 figures = [read["inner_share"].values[: len(steps)], read["inner_reciprocal_rank"].values[: len(steps)]]
                 rows.append([
-                    "fed" if layer == -1 else layer, str(position), lens, int(read["n"]), *map(float, figures[0]),
+                    layer_name(layer), str(position), lens, int(read["n"]), *map(float, figures[0]),
                     *map(float, figures[1]), float(read["calibration_error"]),
                 ])  # fmt: skip
     return [
@@ -265,7 +266,7 @@ def edit_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             shares = [float(one[name]) for name in ("read_share", "follow_share", "agreement")]
             bounds = range_text(one["agreement_low"], one["agreement_high"], ".3f")
             rows.append([
-                "fed" if int(one["layer"]) == -1 else int(one["layer"]), str(one["position"].item()),
+                layer_name(one["layer"]), str(one["position"].item()),
                 int(one["step"]), str(one["method"].item()), str(lens), int(one["n"]), *shares, bounds,
                 float(one["chance"]), or_dash(one["difference"], "+.3f"),
             ])  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.labels import inherited
-from analyze.lens.jacobian import FED
+from schemas.naming import FED
 from schemas.problem_sums import problem_of
 from schemas.resampling import mean_interval
 from schemas.statistics import share_interval

@@ -13,6 +13,7 @@ from analyze.lens.readout import check_model
 from analyze.lens.summary import lens_summary
 from analyze.lens.tuned import fit_tuned_lens
 from schemas import SchemaError, UsageError, nearest, segment_of
+from schemas.naming import FED
 from schemas.problem_sums import problem_of
 from schemas.statistics import split_problems
 
@@ -20,8 +21,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 BEFORE = "before"
 """Read a thought as the state it was made of, through the inverse of how it depends on that state."""
-FED = -1
-"""Label along ``layer`` of the vectors fed at the thoughts, below all blocks."""
 LEFT_OUT = (0.03, 0.1, 0.3, 1.0)
 """Weights tried for the covariance of what a mean Jacobian leaves out."""
 EVEN = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from schemas.command import Analysis, Cost, Part, Printed, Sampled, Table, kept_beside, setting
+from schemas.naming import FED, layer_name
 from schemas.wording import range_text
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def read_with(
 ) -> "tuple[xr.Dataset, xr.Dataset | None, tuple[int, ...] | None]":
     """Problems to be read, maps of the lens, and layers."""
     from analyze.labels import labels_along, up_to_eot
-    from analyze.lens.jacobian import FED, held_out_lenses
+    from analyze.lens.jacobian import held_out_lenses
 
     if settings.lens == "logit":
         return source.data, None, settings.layers
@@ -123,7 +124,7 @@ def outcome_rows(layer: Any) -> list[dict[str, Any]]:
 def outcome_table(result: Any) -> Table:
     """Problems whose thoughts are explained, and those that would be by chance."""
     rows = [
-        [place_of(layer), OUTCOMES[row["outcome"]], row["share"], range_text(row["low"], row["high"], ".3f")]
+        [layer_name(layer), OUTCOMES[row["outcome"]], row["share"], range_text(row["low"], row["high"], ".3f")]
         + [row["null"], row["null_high"], row["p"]]
         for layer in result["layer"].values
         for row in outcome_rows(result.sel(layer=layer))
@@ -153,7 +154,7 @@ def rank_table(one: Any) -> Table:
             cells += [float(place["operand_share"].mean()), float(place["operand_control_share"].mean())]
         rows.append([str(position), float(place["entropy_mean"]), *cells])
     return Table(
-        title=f"layer {place_of(one['layer'].item())}: share of problems whose step's result is among the {top} best",
+        title=f"layer {layer_name(one['layer'].item())}: share of problems whose step's result is among the {top} best",
         columns=[*columns, *(["operands", "of another"] if operands else [])],
         rows=rows,
         labels=1,
@@ -174,7 +175,7 @@ def frontier_tables(result: Any) -> list[Table]:
         rows.append([str(position), *shares])
     return [
         Table(
-            title=f"layer {place_of(one['layer'].item())}: nodes by their distance from the root",
+            title=f"layer {layer_name(one['layer'].item())}: nodes by their distance from the root",
             columns=["position", *(text for d in distances for text in (f"{d} away", "shuffled"))],
             rows=rows,
             labels=1,
@@ -193,16 +194,11 @@ def tree_table(result: Any) -> Table:
         for row, example in enumerate(one["example"].values[:SHOWN])
     ]  # fmt: skip
     return Table(
-        title=f"layer {place_of(one['layer'].item())}: trees of the first problems",
+        title=f"layer {layer_name(one['layer'].item())}: trees of the first problems",
         columns=["example", "tree", "as good", "as written"],
         rows=rows,
         labels=1,
     )
-
-
-def place_of(layer: int) -> str:
-    """Name of a layer, where -1 are the vectors fed."""
-    return "fed" if layer == -1 else str(int(layer))
 
 
 COMMAND = Analysis(

@@ -7,8 +7,9 @@ from analyze.beside import last_layer, number
 from analyze.drawing import MUTED, whiskers
 from analyze.page import Page, Section
 from analyze.tables import Frame
-from analyze.traces.command import outcome_rows, place_of
+from analyze.traces.command import outcome_rows
 from analyze.traces.figures import plot_trees, telling
+from schemas.naming import layer_name
 
 LEVEL = 0.05
 """Of the test against the thoughts of other problems; twenty shuffles reach no less than 1 in 21."""
@@ -42,7 +43,7 @@ def traces(page: Page) -> None:
         page.add("trees", result, trees | {"written": np.where(shown["recovered"].values.astype(bool), "yes", "no")})
         own, chance, p = (float(data[f"recovered_{name}"]) for name in ("share", "null", "p"))
         line = "none" if not np.isfinite(own) else "recovered" if p < LEVEL else "untold"
-        values = {"layer": place_of(int(data["layer"])), "lens": data.attrs["lens"], "n": data.attrs["n_counted"]}
+        values = {"layer": layer_name(int(data["layer"])), "lens": data.attrs["lens"], "n": data.attrs["n_counted"]}
         page.say(result, line, own=own, chance=chance, p=p, **values)
         nothing = float(data["recovered_null_high"])
         page.find(result, number("the written chain", "recovered_share", nothing=nothing, read=last_layer))

@@ -13,12 +13,13 @@ from analyze.blocks import example_blocks
 from analyze.cluster import spread
 from analyze.labels import inherited, take, thinking_labels
 from analyze.lens import readout as readout_module
-from analyze.lens.jacobian import FED, with_fed
+from analyze.lens.jacobian import with_fed
 from analyze.lens.readout import ReadOut, check_model
 from analyze.pieces import pieces_in
 from analyze.traces.problems import N_OPERAND, NumberProblems, Problems, Solution, WordProblems, problems_of
 from analyze.traces.readings import Readings, joined, read_states
 from schemas import UsageError
+from schemas.naming import FED
 from schemas.problem_sums import other_rows, problem_of
 from schemas.progress import Progress
 from schemas.resampling import mean_interval

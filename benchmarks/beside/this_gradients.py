@@ -21,8 +21,9 @@ from extract.reenter.answers import answers_apart, laid_apart
 from extract.reenter.attribute.kernels import score_batch
 from extract.reenter.attribute.pairs import nodes_of, pairs_to_score
 from extract.reenter.gradients.experiment import _vectors, other_answers
-from extract.reenter.jacobian.passes import FED, forward_sums
+from extract.reenter.jacobian.passes import forward_sums
 from extract.run.extract import extract
+from schemas.naming import FED
 from store import open_lake
 
 CHUNK = 64

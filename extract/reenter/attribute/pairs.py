@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from extract.reenter.answers import Apart, answers_apart
-from extract.reenter.attribute.passes import FED, Asked, Parts, lay_out
+from extract.reenter.attribute.passes import Asked, Parts, lay_out
 from extract.reenter.batches import by_length
 from extract.reenter.patching.experiment import pairs_of
 from extract.reenter.target import Target
 from schemas import UsageError
+from schemas.naming import FED
 
 
 @dataclass(frozen=True, kw_only=True)

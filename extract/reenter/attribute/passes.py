@@ -15,8 +15,6 @@ from extract.reenter.answers import Apart, laid_apart
 from schemas import UsageError
 
 PARTS = ("head_output", "mlp_output")
-FED = -1
-"""Label of the vector fed at a thought, along ``layer``."""
 
 
 @dataclass(frozen=True, kw_only=True)

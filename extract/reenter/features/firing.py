@@ -11,12 +11,11 @@ from extract.reenter.features.command import FeatureEffectSettings
 from extract.reenter.target import Target
 from schemas import UsageError, nearest
 from schemas.codes import active_codes, dictionaries
+from schemas.naming import FED
 from store import Lake
 from store.results import preferred
 
 SCOPES = ("pool", "cell", "crosscoder")
-FED = -1
-"""Layer of vectors fed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

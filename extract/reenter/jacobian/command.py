@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from schemas.command import Experiment, Printed, Settings, Table, setting
 from schemas.errors import UsageError
+from schemas.naming import layer_name
 from schemas.wording import duration_text, size_text
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             spreads = [float(place["origin_spread"]), *map(float, place["spread"].values)]
             if any(spread == spread for spread in spreads):
                 cells = ["" if spread != spread else f"{spread:.3f}" for spread in spreads]
-                rows.append([str(position), "fed" if layer == -1 else str(int(layer)), *cells])
+                rows.append([str(position), layer_name(layer), *cells])
     columns = ["position", "layer", "state before", *map(str, result["target"].values)]
     return [
         Table(title="", columns=columns, rows=rows, labels=2),

@@ -13,10 +13,11 @@ import xarray as xr
 
 from extract.reenter.batches import batch_errors
 from extract.reenter.jacobian.command import JacobianSettings
-from extract.reenter.jacobian.passes import FED, Place, Tick, forward_sums, origin_sums
+from extract.reenter.jacobian.passes import Place, Tick, forward_sums, origin_sums
 from extract.reenter.sites import check_layers
 from extract.reenter.target import Target
 from schemas import UsageError, fingerprint, nearest
+from schemas.naming import FED
 from schemas.problem_sums import problem_of
 from schemas.statistics import split_problems
 

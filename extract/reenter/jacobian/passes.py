@@ -9,9 +9,8 @@ from torch import Tensor
 from extract.model.capture import Editor, KeyValues
 from extract.model.flight import Flight
 from extract.model.reasoner import Reasoner
+from schemas.naming import FED
 
-FED = -1
-"""Label of the vector fed at a thought, along ``layer``."""
 Place = tuple[int, int]
 """Layer (:data:`FED`: the vector fed there) and offset from ``bot``."""
 Tick = Callable[[int], object]
