@@ -17,7 +17,7 @@ from pathlib import Path
 
 from beside.sides import Side, peers_python, versions
 from extraction import CASES, NAMES_OF, write_job
-from results import keep
+from results import keep, paragraph
 
 KINDS = (
     "npz, float16, padded", "npz compressed, float16, padded", "safetensors, float16, padded",
@@ -69,7 +69,7 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> None:
     attention = sum(path.stat().st_size for path in (run / "attention").rglob("*") if path.is_file())
     title = f"Bytes of what was captured of {NAMES_OF[name]}"
     text = (
-        " ".join(__doc__.split("\n\n")[2].split())
+        paragraph(__doc__, 2)
         + f" {n} questions of {min(lengths)} to {max(lengths)} places; activations are {lake['value'] / n / 1e6:.2f} MB"
         " of the lake's. torchlens writes padded safetensors (its extraction of a data set), SAELens and Hugging Face's"
         " data sets Arrow files."

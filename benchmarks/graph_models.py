@@ -8,23 +8,20 @@ in ``benchmarks/small_models`` was measured so. ``shortcuts.json`` is how well c
 step forwards and two backwards, and all words by place.
 """
 
-import argparse
-import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 import xarray as xr
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
-from small_models import answers_with, extract_all, report
+from small_models import answers_with, asked, extract_all, report
 
 from extract.small_models.evaluate import Rate
 from extract.small_models.graph_problems import DEPTH, KINDS, Graphs, draw_graphs, held_out_graphs, tell
+from schemas.whole_files import write_json_lines
 from store import open_lake
 
 N_PROBLEM = 1000
@@ -37,7 +34,7 @@ def write_data(folder: Path) -> dict[str, Path]:
     sets = {"graph": graphs, **{f"twin-{step}": graphs.crossed(step) for step in range(1, DEPTH + 1)}}
     files = {name: folder / f"{name}.jsonl" for name in sets}
     for name, file in files.items():
-        file.write_text("".join(json.dumps(record) + "\n" for record in tell(sets[name])), encoding="utf-8")
+        write_json_lines(file, tell(sets[name]))
     return files
 
 
@@ -126,20 +123,12 @@ def shortcuts(n_train: int = 20_000) -> dict[str, Rate]:
 
 def main() -> None:
     """Extract, measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="*", default=SHIPPED, metavar="NAME or NAME=CHECKPOINT")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="kept afterwards; a temporary folder if not given")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        work = options.work or Path(folder)
-        work.mkdir(parents=True, exist_ok=True)
+    with asked(__doc__, SHIPPED) as (models, work):
         report("shortcuts", shortcuts(), work)
         files = write_data(work)
-        for text in options.model:
-            name, _, checkpoint = text.partition("=")
-            extract_all(name, checkpoint or name, files, work / "small.lake")
-            report(name, measure(name, checkpoint or name, work / "small.lake"), work)
+        for name, checkpoint in models.items():
+            extract_all(name, checkpoint, files, work / "small.lake")
+            report(name, measure(name, checkpoint, work / "small.lake"), work)
 
 
 if __name__ == "__main__":

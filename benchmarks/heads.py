@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 import zarr
 from beside.sides import OURS, compared, take_turns
-from results import keep
+from beside.work import timed
+from results import keep, paragraph
 
 N_LAYER, N_HEAD, N_QUESTION, N_ANSWER = 12, 12, 70, 8
 
@@ -161,16 +162,14 @@ def beside_numpy(path: Path, n_example: int, rounds: int) -> None:
                 scores = [found[each].values for each in SCORES] if name.startswith("this") else found
                 if not all(np.allclose(*pair) for pair in zip(scores, by_hand(memory), strict=True)):
                     raise SystemExit(f"{name} gives other scores")
-            times = take_turns({name: partial(timed, work) for name, work in works.items()}, rounds)
-    text = f"{n_example:,} examples. {' '.join(__doc__.split(chr(10) * 2)[3].split())}"
+            times = take_turns({name: partial(seconds, work) for name, work in works.items()}, rounds)
+    text = f"{n_example:,} examples. {paragraph(__doc__, 3)}"
     keep("heads", "Head scores beside numpy", compared(times, unit="ms", per=1e-3), text=text)
 
 
-def timed(work: Callable[[], object]) -> dict[str, Any]:
-    """Seconds by the clock and of this process."""
-    clock, processor = time.perf_counter(), time.process_time()
-    work()
-    return {"processor": time.process_time() - processor, "clock": time.perf_counter() - clock}
+def seconds(work: Callable[[], object]) -> dict[str, Any]:
+    """Of a work, whose value is let go."""
+    return timed(work) | {"value": None}
 
 
 def main() -> None:

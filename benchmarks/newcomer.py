@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from beside.sides import ROOT, peers_python, take_turns
-from results import keep
+from results import keep, paragraph
 
 CLOSURE = """
 import importlib.metadata as metadata, json, sys
@@ -133,7 +133,7 @@ def main() -> None:
             for key, unit in (("processor", "s of processors"), ("clock", "s by the clock")):
                 row[f"{title}, {unit}"] = [done[key] for done in times[what]] if what in times else None
         rows.append(row)
-    keep("newcomer", "A newcomer's environment and start", rows, text=" ".join(__doc__.split("\n\n")[2].split()))
+    keep("newcomer", "A newcomer's environment and start", rows, text=paragraph(__doc__, 2))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from beside.sides import OURS, Side, compared, peers_python, take_turns, versions
 from checkpoints import GPT2, write_checkpoint
 from extraction import NAMES_OF, write_questions
-from results import keep
+from results import keep, paragraph
 
 from extract.small_models.problems import make_splits, write_problems
 
@@ -72,11 +72,10 @@ def compare(model: str, n: int, rounds: int) -> None:
         rows = compared(take_turns(works, rounds))
         for side in (ours, *others.values()):
             side.end()
-    words = " ".join(__doc__.split("\n\n")[3].split())
     called = NAMES_OF.get(model, model)
     keep(
         f"patching-{model}", f"Patching thoughts of {called}", rows,
-        text=f"{n} questions, {len(texts)} cells (layer, thought). {words}",
+        text=f"{n} questions, {len(texts)} cells (layer, thought). {paragraph(__doc__, 3)}",
         versions=versions(python, "transformer-lens", "nnsight"),
     )  # fmt: skip
 

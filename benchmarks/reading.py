@@ -114,10 +114,9 @@ class Readers:
         self.folder = folder
         stated = json.dumps(sizes_of(layout))
         self.sides = {
-            OURS if kind == "lake" else kind: Side("readers.py", kind, folder, stated)
-            if kind == "lake"
-            else Side("readers.py", kind, folder, stated, python=peers_python(), path="")
+            OURS if kind == "lake" else kind: Side("readers.py", kind, folder, stated, **where)
             for kind in READERS
+            for where in [{} if kind == "lake" else {"python": peers_python(), "path": ""}]
         }
         for side in self.sides.values():
             side("write")

@@ -76,6 +76,11 @@ def keep(
     write_page()
 
 
+def paragraph(text: str | None, number: int) -> str:
+    """A paragraph of a benchmark's docstring in one line, as a table's text."""
+    return " ".join((text or "").split("\n\n")[number].split())
+
+
 def machine() -> str:
     """Processor, number of its cores, memory and system."""
     names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]

@@ -10,14 +10,15 @@ the page cache; each is an epoch of a dataset that was made before, in turns, by
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from beside.sides import take_turns
+from beside.work import timed
 from results import keep
 
 from store import open_lake, torch_dataset
@@ -41,14 +42,9 @@ def epochs(lake: str, run: str, folder: Path) -> dict[str, Callable[[], dict[str
         order = rng.permutation(len(memmap))
         return sum(len(widen(memmap[order[begin : begin + BATCH]])) for begin in range(0, len(order), BATCH))
 
-    def timed(read: Callable[[], int]) -> Callable[[], dict[str, Any]]:
-        def work() -> dict[str, Any]:
-            clock, processor = time.perf_counter(), time.process_time()
-            n_row = read()
-            seconds = time.process_time() - processor
-            return {"processor": seconds / n_row, "clock": (time.perf_counter() - clock) / n_row}
-
-        return work
+    def seconds_a_row(read: Callable[[], int]) -> dict[str, Any]:
+        done = timed(read)
+        return {kind: done[kind] / done["value"] for kind in ("processor", "clock")}
 
     readings = {
         "torch_dataset, iterable": lambda: sum(map(len, rows)),
@@ -56,7 +52,7 @@ def epochs(lake: str, run: str, folder: Path) -> dict[str, Callable[[], dict[str
         BARE: lambda: bare(lambda values: torch.from_numpy(values).to(torch.float32)),
         "memmap, widened by numpy": lambda: bare(lambda values: torch.from_numpy(values.astype("float32"))),
     }
-    return {name: timed(read) for name, read in readings.items()}
+    return {name: partial(seconds_a_row, read) for name, read in readings.items()}
 
 
 def main() -> None:

@@ -8,11 +8,11 @@ the same with code of its own. ``NAME-seedN=FOLDER`` measures a model that was t
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from extract.small_models.problems import (
 )
 from schemas import Scoring
 from schemas.scoring import Answer
+from schemas.whole_files import write_json
 from store import open_lake
 
 LATENTS = [f"ct{k}" for k in range(6)]
@@ -189,23 +190,27 @@ def exchange(
 
 def main() -> None:
     """Extract, measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="*", default=SHIPPED, metavar="NAME or NAME=CHECKPOINT")
+    with asked(__doc__, SHIPPED) as (models, work):
+        files = write_data(work)
+        for name, checkpoint in models.items():
+            longest = 40 if name.endswith("-cot") else 8
+            extract_all(name, checkpoint, files, work / "small.lake", longest)
+            report(name, measure(name, checkpoint, work / "small.lake"), work)
+
+
+@contextmanager
+def asked(description: str | None, shipped: list[str]) -> Iterator[tuple[dict[str, str], Path]]:
+    """Checkpoints that the arguments name, by the names of the models, and the folder to work in."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="*", default=shipped, metavar="NAME or NAME=CHECKPOINT")
     parser.add_argument("--work", type=Path, metavar="DIR", help="kept afterwards; a temporary folder if not given")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    parts = [text.partition("=") for text in options.model]
     with tempfile.TemporaryDirectory() as folder:
-        measure_all(options.model, options.work or Path(folder))
-
-
-def measure_all(models: list[str], work: Path) -> None:
-    work.mkdir(parents=True, exist_ok=True)
-    files = write_data(work)
-    for text in models:
-        name, _, checkpoint = text.partition("=")
-        longest = 40 if name.endswith("-cot") else 8
-        extract_all(name, checkpoint or name, files, work / "small.lake", longest)
-        report(name, measure(name, checkpoint or name, work / "small.lake"), work)
+        work = options.work or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        yield {name: checkpoint or name for name, _, checkpoint in parts}, work
 
 
 def extract_all(name: str, checkpoint: str, files: dict[str, Path], lake: Path, longest: int = 8) -> None:
@@ -221,8 +226,7 @@ def report(name: str, rates: dict[str, Rate], work: Path) -> None:
     print(f"\n{name}")
     for label, rate in rates.items():
         print(f"  {label:56s} {rate}")
-    content = {label: rate._asdict() for label, rate in rates.items()}
-    (work / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(work / f"{name}.json", {label: rate._asdict() for label, rate in rates.items()})
 
 
 if __name__ == "__main__":

@@ -8,17 +8,18 @@ these by the command line. Of those that think, all thoughts are replaced by the
 
 import argparse
 import io
-import json
 import random
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Regex, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import lake as command_line
+from extract.small_models.network import word_tokenizer
 from schemas.controls import CONTROLS
+from schemas.whole_files import write_json_lines
 from store import open_lake
 
 WORDS = ["<eos>", "<unk>", *map(str, range(40)), *"+?.=:\n", "<<", ">>", "###", "The", "answer", "is", "Tom", "Anna",
@@ -28,9 +29,7 @@ TASKS = {"codi": ("sums", 600), "coconut": ("more", 500)}
 
 def write_base(folder: Path) -> None:
     """A LLaMA of two layers and 64 components, and a tokenizer of words and numbers."""
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
-    pattern = Regex(r"\w+|###|<<|>>|\n|[^\s\w]")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="removed", invert=True)
+    split = pre_tokenizers.Split(Regex(r"\w+|###|<<|>>|\n|[^\s\w]"), behavior="removed", invert=True)
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=len(WORDS), max_position_embeddings=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
@@ -38,9 +37,7 @@ def write_base(folder: Path) -> None:
         initializer_range=0.1,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False
-    ).save_pretrained(folder)
+    word_tokenizer(WORDS, split).save_pretrained(folder)
 
 
 def write_tasks(folder: Path) -> None:
@@ -60,7 +57,7 @@ def write_tasks(folder: Path) -> None:
         rng.shuffle(rows)
         cut = len(rows) * 4 // 5
         for part, some in (("train", rows[:cut]), ("test", rows[cut:])):
-            (folder / f"{name}-{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+            write_json_lines(folder / f"{name}-{part}.jsonl", some)
 
 
 def lake(*words: object) -> None:

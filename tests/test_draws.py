@@ -19,7 +19,7 @@ from schemas import Intervention
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
     """A shipped model over a few pairs."""
-    lake = story_lake(tmp_path_factory.mktemp("draws"), ["small-gpt2"], pairs=5)
+    lake = story_lake(tmp_path_factory.mktemp("draws"), ["small-gpt2"], pairs=5, max_new_tokens=8)
     return reentry_lake.target(lake, "small-gpt2", "pairs")
 
 

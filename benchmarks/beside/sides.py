@@ -6,7 +6,6 @@ sparse autoencoders) and LAKE_PEERS_MODELS_PYTHON (all others) name: the two can
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -130,8 +129,3 @@ def compared(times: Times, ours: str = OURS, unit: str = "s", per: float = 1.0) 
             row[f"times ours, {title}"] = None if name == ours else ratios
         rows.append(row)
     return rows
-
-
-def median(done: list[dict[str, Any]], kind: str) -> float:
-    """Of one side's rounds."""
-    return statistics.median(each[kind] for each in done)

@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 
@@ -16,6 +17,13 @@ def processor_seconds() -> float:
     """Of all threads of this process and of children that have ended."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def timed(work: Callable[[], Any]) -> dict[str, Any]:
+    """Seconds of a work by the clock and of processors, and its value."""
+    begun, used = time.perf_counter(), processor_seconds()
+    value = work()
+    return {"clock": time.perf_counter() - begun, "processor": processor_seconds() - used, "value": value}
 
 
 def serve(works: Mapping[str, Callable[..., Any]]) -> None:
@@ -27,7 +35,5 @@ def serve(works: Mapping[str, Callable[..., Any]]) -> None:
     os.dup2(2, 1)
     for line in sys.stdin:
         wanted = json.loads(line)
-        begun, used = time.perf_counter(), processor_seconds()
-        value = works[wanted["work"]](**wanted["arguments"])
-        done = {"clock": time.perf_counter() - begun, "processor": processor_seconds() - used, "value": value}
+        done = timed(partial(works[wanted["work"]], **wanted["arguments"]))
         answers.write(json.dumps(done) + "\n")
