@@ -24,32 +24,31 @@ UNWATCHED = {
         ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), 1
     ),
 }
-"""Settings of own workers; dask measures them many times a second for a dashboard that is not there."""
+"""Settings for workers started here: without them dask samples each many times a second for a dashboard not shown."""
 PRELOADED = ("distributed.nanny", "scipy.stats", "sklearn.linear_model", "store.read")
-"""What workers need; they are forked from one process that has imported it, which takes more than a second."""
-
-
+"""Imported once, which takes more than a second, by the process that workers are forked from."""
 START_SECONDS = 180.0
-"""In which own workers have to start; where all is well it takes a few."""
+"""Time limit for workers to start; usually a few seconds."""
 
 
 @contextmanager
 def compute_on(
     scheduler: str | None = None, workers: int | None = None, meanwhile: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Send what dask computes inside to other processes.
+    """Have dask compute in other processes within the block.
 
-    Workers read the lake themselves, so its path or URL must mean the same to them. A worker that dies is replaced by
-    the others: its tasks are done again.
+    Workers read the lake themselves, so its path or URL must mean the same to them. If a worker dies, the others do its
+    tasks again.
 
     Parameters
     ----------
     scheduler
         Address of a running ``dask scheduler``, as in ``tcp://host:8786``.
     workers
-        Number of processes to start on this machine, for as long as it lasts. With neither: threads of this process.
+        Number of processes to start on this machine for the duration of the block. With neither: threads of this
+        process.
     meanwhile
-        What this process does first, while own workers start.
+        Called in this process at the beginning, while workers start.
 
     Raises
     ------
@@ -80,14 +79,14 @@ def compute_on(
             raise UsageError(
                 f"no dask scheduler answers at {scheduler} ({error}); start one with: dask scheduler"
             ) from error
-        with client, _plain_deaths():
+        with client, _deaths_in_one_line():
             meanwhile()
             yield
         return
     if workers is None or workers < 1:
         raise UsageError(f"--workers is {workers}; it must be at least 1")
-    # A port that is free, or a second command beside this one warns; no dashboard. What a worker says of another that
-    # has died is no error: its work is done again.
+    # Any free port: with dask's fixed one a second command at the same time would warn. Messages of workers about one
+    # that died are silenced, as its work is done again.
     try:
         with dask.config.set(UNWATCHED):
             if sys.platform == "linux":
@@ -98,7 +97,7 @@ def compute_on(
             )  # fmt: skip
             cluster.scale(workers)  # which waits for none of them, as entering the cluster does
             meanwhile()
-            with cluster, Client(cluster) as client, _plain_deaths():
+            with cluster, Client(cluster) as client, _deaths_in_one_line():
                 _wait_for(client, workers)
                 yield
     except KeyboardInterrupt:
@@ -121,7 +120,7 @@ def _wait_for(client: Any, workers: int) -> None:
 
 
 @contextmanager
-def _plain_deaths() -> Iterator[None]:
+def _deaths_in_one_line() -> Iterator[None]:
     """Say in one line that one worker after the other died at the same piece of work."""
     from distributed import KilledWorker
 

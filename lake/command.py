@@ -38,7 +38,7 @@ class DemoSettings(Settings):
 
     @property
     def name(self) -> str:
-        """Of the file that lists the commands, and how what it makes is called by default."""
+        """Name of the file that lists the commands, and the stem of the default lake and report."""
         return "real" if self.real else "demo"
 
 
@@ -78,10 +78,9 @@ def run_small(
     first: Sequence[Words], analyses: Sequence[Words], experiments: Sequence[Words], last: Sequence[Words], lake: str,
     folder: str,
 ) -> None:  # fmt: skip
-    """What comes first, the long analyses and beside them the experiments, and what needs all of them.
+    """Run the first commands, then the analyses and the experiments, then the commands that need all of these.
 
-    Analyses and experiments do not wait for each other: a second process runs the experiments meanwhile, and what it
-    prints follows when the analyses are done.
+    A second process runs the experiments while this one runs the analyses; what it prints follows when they are done.
     """
     run_in_order(first)
     beside = get_context("spawn").Process(target=run_apart, args=(experiments, folder))

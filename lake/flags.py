@@ -54,7 +54,7 @@ class Place(click.ParamType[Any]):
 
 WHOLE = Number(int, "integer", "integer")
 PLACES = re.compile(r"PATH|DIR|FILE|URL|LAKE|CHECKPOINT|PLAN|^[AB]$")
-"""How settings that are texts and places are called."""
+"""Metavars of settings that are paths given as text."""
 NUMBERS: dict[type, Any] = {int: WHOLE, float: Number(float, "float", "float")}
 LAKE = click.Argument(
     ["path"], type=Place(str), metavar="PATH", help="Lake: a folder or a URL.", shell_complete=completion.folders
@@ -89,7 +89,7 @@ COMPLETED = {
     "name": completion.runs_and_results,
     "words": completion.results,
 }
-"""How the shell completes fields of these names."""
+"""Completion of fields by their names."""
 
 
 def parameters(settings: Sequence[type[Settings]]) -> list[click.Parameter]:

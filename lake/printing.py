@@ -37,7 +37,7 @@ _level: ContextVar[int] = ContextVar("level", default=0)
 
 @contextmanager
 def level(quiet: bool, verbose: bool) -> Iterator[None]:
-    """Tell less or more within; of a command within a command the outer one's choice stays where it has none."""
+    """Print less or more within the block; a command inside another keeps the outer choice unless it has its own."""
     chosen = _level.set(-1 if quiet else 1 if verbose else _level.get())
     try:
         yield
@@ -47,7 +47,7 @@ def level(quiet: bool, verbose: bool) -> Iterator[None]:
 
 @contextmanager
 def measured(name: str) -> Iterator[None]:
-    """With ``--verbose``, say what a command took, and of an error where it came from."""
+    """With ``--verbose``, say what a command took and, after an error, its traceback."""
     begun, processor = time.monotonic(), time.process_time()
     try:
         yield
@@ -116,7 +116,7 @@ def note(text: str) -> None:
 def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
     """A bar on a terminal, a line every minute in a pipe, nothing if quiet; gives ``report(done, total, bytes=0)``.
 
-    Work begins anew where 0 is done again, with a part that takes another time.
+    A report of 0 done after others begins another part of the work, whose rate is measured anew.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

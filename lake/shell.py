@@ -22,13 +22,11 @@ from schemas.registry import commands, foreign_failure, own_commands
 from schemas.whole_files import check_folder
 
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG)
-"""What a disk answers that cannot be written any more."""
-
+"""Errors of a disk that can no longer be written to."""
 NO_PLACE = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
-"""What a disk answers of a place that cannot be one, as of a file in which others are to lie."""
-
+"""Errors of a path at which nothing can be made, such as one below a file."""
 SCARCE = ("can't start new thread", "failed to map segment", "annot allocate memory", "size calculation overflowed")
-"""What systems say where a thread or a library finds no memory."""
+"""Parts of the messages of a system that has no memory left for a thread or a library."""
 
 
 class Stopped(Exception):
@@ -153,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(arguments)
     if not _place_is_there():
         fail("the folder in which this was started is not there any more; go to one that is", 2)
-    stopping.last()  # the process is this command's alone
+    stopping.outlive_terminal()  # the process is this command's alone
     stopping.catch_signals()
     warnings.showwarning = partial(show_warning, warnings.showwarning)
     try:
@@ -164,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _place_is_there() -> bool:
-    """Whether the folder one is in is there: libraries that look for their parts from it end the process."""
+    """Whether the current folder exists; without it, libraries that look for files from there end the process."""
     try:
         return Path.cwd().is_dir()
     except OSError:
@@ -236,7 +234,7 @@ def machine_failure(error: Exception) -> str | None:
 
 
 SECRET = re.compile(r"(://)[^/@\s]+(?=@)|(://[^\s?]*\?)[^\s;,']+")
-"""Where an address holds what lets one in: a name and password before its host, and what stands behind a ``?``."""
+"""Credentials in an address: a name and password before its host, and what follows a ``?``."""
 
 
 def fail(message: str, code: int) -> NoReturn:

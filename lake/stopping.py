@@ -11,7 +11,7 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN = 1.0
-"""Seconds after which a signal is a second one: a terminal that is closed, or make, sends several of the first."""
+"""Seconds after which a signal counts as a second one: a closed terminal, or make, sends the first several times."""
 _received: list[float] = []
 """The first signal, and when it came."""
 
@@ -42,7 +42,7 @@ def status() -> int:
 
 
 class Lasting:
-    """Standard error whose reader may go away: work goes on, and what is said of it is lost."""
+    """Standard error whose reader may go away: work goes on, and messages are lost."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -63,15 +63,15 @@ class Lasting:
         return getattr(self._stream, name)
 
 
-def last() -> None:
+def outlive_terminal() -> None:
     """Go on with the work whatever becomes of the terminal."""
     sys.stderr = Lasting(sys.stderr)
 
 
 def end(code: object) -> None:
-    """End the process, if an object store was spoken to: what waits for it in other threads may abort an interpreter.
+    """End the process at once if obstore was used: its waiting threads may abort an interpreter that shuts down.
 
-    Returns where nothing was, or where what was printed cannot be handed on.
+    Returns where it was not, or where what was printed cannot be written.
     """
     if "obstore" not in sys.modules:
         return

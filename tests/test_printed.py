@@ -265,7 +265,7 @@ def test_work_goes_on_without_its_terminal(tmp_path: Path, bare: Path) -> None:
         os.close(terminal)
         os.chdir(tmp_path)
         with os.fdopen(of_child, "w") as sys.stderr, Path(os.devnull).open("w") as sys.stdout:
-            stopping.last()
+            stopping.outlive_terminal()
             try:
                 command_line.main([*words, "--batch-size", "2"])
             except SystemExit as stop:

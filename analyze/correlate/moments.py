@@ -54,7 +54,8 @@ class _Centred:
 class _Pair:
     """Two arrays and the moments their correlations need.
 
-    ``x`` (example, test, position) and ``y`` (example, position); the others are of both, see :class:`_Centred`.
+    ``x`` (example, test, position) and ``y`` (example, position); ``magnitude`` and ``resolution`` are those of x and
+    of y, see :class:`_Centred`.
     """
 
     def __init__(self, x: Array, y: Array, magnitude: tuple[Array, Array], resolution: tuple[float, float]) -> None:
@@ -136,7 +137,7 @@ class Correlations:
         self.observed = {name: value[0] for name, value in whole.items()}
 
     def exchanged(self, between: Array, order: Array) -> dict[str, Array]:
-        """With the second's examples exchanged; within problems, with its positions in another order.
+        """Correlations with the examples of y exchanged and, for ``within``, with its positions in another order.
 
         Parameters
         ----------
@@ -147,7 +148,7 @@ class Correlations:
         return drawn | {"within": self.rows.shuffled(order)}
 
     def resampled(self, counts: Array) -> dict[str, Array]:
-        """Of examples that count so often, (draw, example); and their means by position."""
+        """Correlations, and means by position, where each example counts as often as ``counts`` : (draw, example)."""
         moments = self.raw.moments(counts)
         return self._of(moments, self.rows.moments(counts)) | self.means(moments)
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 PASSES = 60
-"""Of L-BFGS for a penalty, as it mostly needs."""
+"""Passes over the rows that L-BFGS makes for most penalties."""
 PASSED = 64
-"""Examples of a pass that is timed."""
+"""Examples of the pass that is timed."""
 BLOCK = 64
-"""Examples that are read, and summed up, together."""
+"""Examples that are read and summed together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,12 @@ def run(source: "Source", settings: ErrorSettings) -> list[Made]:
 
 
 def cost(source: "Source", settings: ErrorSettings) -> Cost:
-    """Codes of every state; the fits by inner products of few examples, or by passes over many, which are timed.
+    """Codes of every state; fits by the inner products of few examples, or by passes over many, which are timed.
 
     Raises
     ------
     MissingRunError
-        If there is no dictionary yet: learning one is what ``lake analyze sae --plan`` tells.
+        If there is no dictionary yet; what learning one costs is what ``lake analyze sae --plan`` says.
     """
     from analyze.cost import limits, reading
     from analyze.errors.fit import is_turned, one_pass
@@ -93,7 +93,7 @@ def cost(source: "Source", settings: ErrorSettings) -> Cost:
 
 
 def known_to(dictionary: "xr.Dataset", source: "Source", settings: ErrorSettings) -> "Source":
-    """The examples of which a dictionary says whether it was trained on them; said where it saw a sample of the run."""
+    """The examples that are in the split of the dictionary; says so where these are a part of the run."""
     if settings.split != "sae" or "example_split" not in dictionary:
         return source
     n, known = source.data.sizes["example"], source.data["example"].isin(dictionary["example_split"]["example"]).values

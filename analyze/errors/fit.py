@@ -1,4 +1,4 @@
-"""Logistic regression on the rows of a design: by passes over them or, where they are few, on their coordinates."""
+"""Logistic regression on the rows of a design: by passes over them or, where they are few, by their inner products."""
 
 from typing import Literal
 
@@ -32,21 +32,21 @@ class Fit:
 
 
 class Scaled:
-    """Rows of a design less ``center`` over ``unit``, both (feature,); missing numbers are ``mean`` (feature,)."""
+    """Rows of a design, less ``center`` and divided by ``unit``; missing numbers are ``mean``. All three (feature,)."""
 
     def __init__(self, design: Spool, mean: Vector, center: Vector, unit: Vector) -> None:
         self.design, self.mean, self.center, self.unit = design, mean, center, unit
         self.n_row, self.width = design.n_row, len(mean)
 
     def slope(self, pull: Vector) -> Vector:
-        """Sum of the rows, each so many times (row,): (feature,)."""
+        """Sum of the rows weighted by ``pull`` (row,): (feature,)."""
         total = np.zeros(self.width)
         for part, x in self.design.blocks(self.mean):
             total += x.T @ pull[part]
         return np.asarray((total - self.center * pull.sum()) / self.unit)
 
     def loss(self, weight: Vector, bias: float, target: Vector, counted: Vector) -> tuple[float, Vector, float]:
-        """Log loss of rows that count so much (row,), and its slope in the weights and in the bias, in one pass."""
+        """Log loss of the rows, weighted by ``counted`` (row,), and its slope in the weights and in the bias."""
         scaled = weight / self.unit
         shift = bias - self.center @ scaled
         loss, slope, total = 0.0, np.zeros(self.width), 0.0
@@ -80,11 +80,11 @@ class Scaled:
         return products
 
     def turned(self) -> tuple["Scaled", Vector]:
-        """The rows in axes of their own, of which there are as many as rows at most; and (row, axis).
+        """The rows as coordinates on axes that they span, no more axes than rows; and the turn (row, axis).
 
-        Weights along these axes are sums of rows, each ``turn @ weights`` times. A penalty on their length and every
-        product with a row are what they were, so that the optimum is, too: a pass over a few rows of many features
-        becomes one over few numbers.
+        Weights on these axes stand for the sum of the rows weighted by ``turn @ weights``. Its length, which is
+        penalised, and its product with every row are the same, and so is the optimum; but a pass over few rows of many
+        features becomes one over few numbers.
         """
         value, vector = np.linalg.eigh(self.inner_products())
         kept = value > value[-1] * len(value) * np.finfo(np.float64).eps
@@ -96,12 +96,12 @@ class Scaled:
 
 
 def is_turned(n_row: int, n_number: float) -> bool:
-    """Whether rows of so many numbers each are fitted in axes of their own."""
+    """Whether rows of ``n_number`` numbers each are fitted by :meth:`Scaled.turned`."""
     return n_row <= _TURNED_ROWS and n_row < n_number
 
 
 def one_pass(n_row: int, width: int) -> None:
-    """A pass over made-up rows, for its time."""
+    """A pass over made-up rows, to time it."""
     design, target = Spool(None, "made-up"), np.zeros(n_row)
     design.add(np.ones((n_row, width), dtype=np.float32))
     zero = np.zeros(width)
@@ -112,7 +112,7 @@ def fit(
     design: Spool,
     wrong: NDArray[np.bool_],
     side: NDArray[np.intp],
-    scale: Literal["deviation", "common", "none"] | str,
+    scale: Literal["deviation", "common", "none"],
     spec: ErrorSpec,
 ) -> Fit:
     """Minimise ``|w|^2 / 2 + C sum log loss`` by L-BFGS, for each C from the strongest penalty on.
@@ -143,7 +143,7 @@ def fit(
 def _descend(
     rows: Scaled, wrong: NDArray[np.bool_], side: NDArray[np.intp], spec: ErrorSpec
 ) -> tuple[Vector, float, float, int, bool]:
-    """Weights, bias, penalty, iterations and end of the penalty that does best on what it is chosen by."""
+    """Weights, bias, penalty, iterations and convergence at the penalty with the lowest loss on the validation rows."""
     train, target = side == 0, wrong.astype(np.float64)
     importance = np.ones(len(wrong))
     if spec.balanced and 0 < wrong[train].sum() < train.sum():

@@ -1,8 +1,7 @@
 """Will the answer be wrong? Error prediction from sparse codes, held out, beside simpler predictors.
 
-A logistic regression is fitted on the training problems by passes over the data (of few examples with many features in
-axes of their own), so memory does not grow with the number of examples, and judged on problems that neither it nor the
-dictionary has seen. Codes, the raw activations they
+A logistic regression is fitted on the training problems by passes over the data, so that memory does not grow with the
+number of examples, and judged on problems that neither it nor the dictionary has seen. Codes, the raw activations they
 came from, the question's length and the majority answer are judged on the same rows.
 """
 
@@ -10,7 +9,7 @@ import json
 import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -33,7 +32,7 @@ from schemas.statistics import share_interval
 PREDICTORS = ("sae_codes", "raw_activation", "question_length", "majority")
 OUTCOMES = ("wrong", "right")
 _TOGETHER = 100
-"""Resamples that are judged at once."""
+"""Resamples that are scored at once."""
 
 
 def predict_errors(
@@ -94,8 +93,8 @@ def predict_errors(
         scores = np.zeros((len(PREDICTORS), len(wrong)))
         done = 1
         for number, (name, design) in enumerate(zip(PREDICTORS, (codes, raw, length), strict=False)):
-            scale = "none" if spec.scale == "none" else "common" if name == "sae_codes" else "deviation"
-            fits[name] = fit(design, wrong, side, scale, spec)
+            of_predictor: Literal["common", "deviation"] = "common" if name == "sae_codes" else "deviation"
+            fits[name] = fit(design, wrong, side, "none" if spec.scale == "none" else of_predictor, spec)
             scores[number] = fits[name].scores(design)
             done += len(spec.penalties) if name != "question_length" else 0
             report(done, n_pass)

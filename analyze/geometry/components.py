@@ -16,9 +16,9 @@ from analyze.similarity.cka import CONSTANT, FEWEST, layers_of, shared_problems,
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TOKENS = 5
-"""Tokens told of each direction."""
+"""Tokens listed for each direction."""
 DRAWN = 100
-"""Problems whose scores are kept, for drawing."""
+"""Problems whose scores are kept for the drawing."""
 
 
 def principal_components(
@@ -44,7 +44,7 @@ def principal_components(
     max_problems, seed
         As in :func:`analyze.geometry.shape.geometry`.
     permutations
-        Shuffles of what problems carry.
+        Shuffles of problems for ``carried_null``.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def _layer(
     layer: xr.DataArray, carried: dict[str, Array], shuffled: Array, fitted: Array, held: Array, random: Array,
     components: int, readout: ReadOut,
 ) -> tuple[dict[str, Array], Array, Array]:  # fmt: skip
-    """What :data:`DIMS` names of one layer; the largest shares of shuffles (draw, carried); scores."""
+    """Variables of :data:`DIMS` for one layer; the largest shares under each shuffle (draw, carried); the scores."""
     states = states_of(layer)
     counts, most = kept_counts(states.shape[-1]), most_kept(states.shape[-1])
     there: Array = np.asarray(np.isfinite(states).all((0, 2)))  # (problem,)
@@ -141,7 +141,7 @@ def _vary(states: Array) -> bool:
 
 
 def _nothing(n_position: int, n_component: int, n_carried: int, n_count: int) -> dict[str, Any]:
-    """What :data:`DIMS` names of a layer in which nothing is known."""
+    """Variables of :data:`DIMS` for a layer in which nothing is known."""
     kept = {f"kept_reading{end}": np.full((n_position, n_count), np.nan) for end in ("", "_random")}
     return kept | {
         "pooled_explained": np.full(n_component, np.nan), "position_share": np.full(n_component, np.nan),
@@ -151,12 +151,12 @@ def _nothing(n_position: int, n_component: int, n_carried: int, n_count: int) ->
 
 
 def kept_counts(width: int) -> list[int]:
-    """How many components are kept, one after the other, of so many."""
+    """Numbers of components for which readings are compared, all below ``width``."""
     return [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k < width]
 
 
 def most_kept(width: int) -> int:
-    """Most components that are kept, of so many."""
+    """Largest of :func:`kept_counts`."""
     return max(kept_counts(width), default=0)
 
 
@@ -231,7 +231,7 @@ def shares(scores: Array, values: Array, orders: Array | None = None) -> Array:
 
 
 def _contrasts(values: Array) -> Array:
-    """Directions of length 1 over problems, the squares along which are what goes with values: (contrast, problem)."""
+    """Unit vectors over problems: the sum of squares along them is what goes with the values, (contrast, problem)."""
     from scipy.stats import rankdata
 
     if values.dtype.kind == "f":

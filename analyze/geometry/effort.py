@@ -1,4 +1,4 @@
-"""What the shape of states takes: products that are counted, and steps of it on made-up states that are timed."""
+"""Cost of the geometry of states: products that are counted, and steps that are timed on made-up states."""
 
 from collections.abc import Callable
 from functools import cache, partial

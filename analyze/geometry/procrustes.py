@@ -1,8 +1,8 @@
-"""How far the states of one place become those of another by a rotation and a scale, on problems left out of the fit.
+"""How well a rotation and a scale turn the states of one place into those of another, on problems left out of the fit.
 
-Of the states X and Y of the same problems, centred and told by their first principal components, the rotation Q and
-the scale s that bring X closest to Y are those of the singular value decomposition X'Y = U S V' (Schoenemann, *A
-generalized solution of the orthogonal Procrustes problem*, Psychometrika 1966):
+Let X and Y be the states of the same problems at both places, centred, as scores of their first principal components.
+The rotation Q and the scale s that bring X closest to Y follow from the singular value decomposition X'Y = U S V'
+(Schoenemann, *A generalized solution of the orthogonal Procrustes problem*, Psychometrika 1966):
 
     Q = U V',  s = tr(S) / |X|^2,   r2 = 1 - |Y - s X Q|^2 / |Y|^2   over problems left out.
 """
@@ -44,7 +44,8 @@ def procrustes(
     first, second, max_problems, seed
         As in :func:`analyze.similarity.cka.similarity`; without a second the run is compared with itself.
     components
-        Principal components of each place that are compared: of more, rotations of a few hundred problems fit noise.
+        Principal components of each place that are compared; with more, rotations fitted on a few hundred problems fit
+        noise.
     resamples
         Of the problems left out, drawn with replacement, for the 95% intervals.
     shuffles
@@ -111,7 +112,7 @@ def _scores(run: xr.Dataset, rows: Array, fitted: Array, components: int) -> Arr
 
 
 def _layer_scores(layer: xr.DataArray, fitted: Array, components: int) -> Array:
-    """The same of one layer."""
+    """Scores of the principal components of each position of a layer: (cell, problem, component)."""
     cells = []
     for states in states_of(layer):
         with np.errstate(invalid="ignore"):

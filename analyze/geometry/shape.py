@@ -42,7 +42,7 @@ STATISTICS = {
 }
 
 BOUNDS = {"explained": (0.0, 1.0), "participation_ratio": (1.0, np.inf), "two_nn": (0.0, np.inf), "norm": (0.0, np.inf)}
-"""Values that a statistic can have, and no end of an interval goes beyond; cosines are between -1 and 1."""
+"""Least and greatest value of a statistic, to which ends of intervals are cut; cosines are between -1 and 1."""
 
 
 def geometry(
@@ -57,9 +57,9 @@ def geometry(
 ) -> xr.Dataset:
     """Shape of the states of every layer and position over the problems.
 
-    Of the examples of a problem the first is taken, and of more than ``max_problems`` a random draw; a layer of them
-    is held at once, whatever the number of examples. Time is that of an eigenvalue problem of the smaller of problems
-    and components for each position and draw.
+    The first example of each problem is used, and of more than ``max_problems`` problems a random draw; one layer is in
+    memory at a time, whatever the number of examples. Time is that of an eigenvalue problem, as large as the smaller of
+    the numbers of problems and components, for each position and draw.
 
     Parameters
     ----------
@@ -127,15 +127,15 @@ def _layer(
 
 
 def shape_of(states: Array, components: int) -> dict[str, Array]:
-    """Statistics of this module of states (position, problem, hidden)."""
+    """The statistics of this module for states (position, problem, hidden)."""
     (shape,) = Cells(states).shapes([np.arange(states.shape[1])], components)
     return shape
 
 
 class Cells:
-    """States (position, problem, hidden), and the inner products from which any choice of the problems is computed.
+    """States (position, problem, hidden) and their inner products, from which every draw of problems is computed.
 
-    Of n problems every draw then takes an eigenvalue problem of n, and no product of n x n x hidden.
+    A draw of n problems then costs an eigenvalue problem of size n and no product of n x n x hidden.
     """
 
     def __init__(self, states: Array) -> None:
@@ -147,7 +147,7 @@ class Cells:
             self.gram = self.centred @ self.centred.swapaxes(-1, -2)  # (position, problem, problem)
 
     def shapes(self, draws: Sequence[Array], components: int) -> list[dict[str, Array]]:
-        """Statistics of this module over some of the problems, for each draw of them."""
+        """The statistics of this module for each draw of problems."""
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             means, alongs = self._along_means(draws)
         return [self._shape(*one, components) for one in zip(draws, means, alongs, strict=True)]

@@ -13,9 +13,9 @@ TOGETHER = {
     "incoming": ["key_position"], "ratio": ["key_position"], "sequential": ["position"], "skip": ["key_position"],
     "mean_sequential": [], "mean_skip": [],
 }  # fmt: skip
-"""What heads do together that has an interval, and its dims."""
+"""Quantities of all heads together that have an interval, and their dims."""
 BY_THOUGHT = {"sequential": "_by_thought", "skip": "_by_thought"}
-"""What tells the intervals of these from the scores of single heads, which have the same names."""
+"""Added to the names of these intervals, as scores of single heads have the same names."""
 SURE = 0.95
 """Share of resamples from which on a head's type counts as sure."""
 

@@ -21,12 +21,13 @@ from schemas.progress import Progress
 Array = np.ndarray[Any, np.dtype[Any]]
 SCORES = ("composite", "flow", "hub", "skip", "sequential")
 ENDS = ("", "_low", "_high", "_null", "_p")
-"""What every likeness comes with."""
+"""Endings of the variables of each likeness."""
 COST_OF_NOISE = 1 / (2**0.5 - 1)
-"""What noise takes of a likeness at most, in what resamples, which have sqrt(2) times its deviation, lose once more.
+"""Largest loss of likeness by noise in the sample, as a multiple of the further loss in its resamples.
 
-The loss grows at least in proportion to the deviation: E|d + s z| - |d|, what a difference d of two shares gains by
-noise of deviation s, is proportional to s where d = 0 and grows faster elsewhere.
+A resample has sqrt(2) times the sample's deviation from the truth, and the loss grows at least in proportion to the
+deviation s: what noise adds to a difference d of two shares, E|d + s z| - |d|, is proportional to s where d = 0 and
+grows faster elsewhere.
 """
 
 
@@ -83,11 +84,11 @@ def stability(
     -------
     Dataset
         ``correlation`` (run, other, score); ``same_type``, ``same_hub``, ``overlap`` and ``same_role`` (run, other).
-        All but the last with ``_low`` and ``_high`` (which reach to what there would be without noise; of shares of
-        heads, from those surely alike to those that may be), ``_null`` (mean over shuffles), ``_p`` (share of shuffles
-        that reach it) and ``_p_corrected`` (Holm, over all of them between different runs). ``role_share`` (run,
-        position, reads), ``role`` (run, position), ``hub_share`` (run, position): share of heads whose hub each thought
-        is. NaN where the shapes of the models differ.
+        All but the last with ``_low`` and ``_high`` (an interval that allows for what noise takes from a likeness; for
+        shares of heads, from those surely alike to those possibly alike), ``_null`` (mean over shuffles), ``_p`` (share
+        of shuffles that reach it) and ``_p_corrected`` (Holm, over all of them between different runs). ``role_share``
+        (run, position, reads), ``role`` (run, position), ``hub_share`` (run, position): share of heads whose hub each
+        thought is. NaN where the shapes of the models differ.
 
     Raises
     ------
@@ -248,11 +249,11 @@ def _tested(
 def _moved(
     estimate: Array, left: Array, right: Array, likeness: Callable[[Array, Array], Array], n_problem: int
 ) -> tuple[Array, Array]:
-    """Ends of the interval of a likeness that noise makes smaller (or, of what is opposed, larger), from resamples.
+    """Interval of a likeness, which noise makes smaller in size, from resamples.
 
-    Resamples, in which there is twice as much noise, are moved to the estimate. The end that lies towards what there
-    would be without noise is moved on by what noise may have cost (:data:`COST_OF_NOISE`), and, as that is uncertain
-    too, by as much again as it lies off, where the cost is as large.
+    Percentiles of the resamples about their own mean are moved to the estimate. The end towards the likeness without
+    noise is moved further by what noise may have cost the estimate (:data:`COST_OF_NOISE`) and, as that is uncertain
+    too, once more by the smaller of this cost and the end's own distance.
     """
     draws = likeness(left, right)
     below, above = percentiles(np.moveaxis(draws - draws.mean(0), 0, -1), n_problem)
@@ -265,9 +266,10 @@ def _moved(
 def _sure_and_possible(
     estimate: Array, left: Array, right: Array, likeness: Callable[[Array, Array], Array], n_problem: int
 ) -> tuple[Array, Array]:
-    """Interval of the share of heads that are alike: alike in all but a tail of the resamples, and in more than a tail.
+    """Interval of the share of heads alike: those alike in all but a tail of the resamples, and in more than a tail.
 
-    A head that lies between two types has either by chance, so that resamples of the share scatter about one as wrong.
+    A head between two types falls to either by chance in every resample, so that the share in resamples scatters about
+    a value that is as wrong as the estimate.
     """
     often, edge = (left == right).mean(0), tail(n_problem)
     unknown = np.where(np.isnan(edge), np.nan, 0.0)

@@ -270,7 +270,7 @@ def _scored(
     cells: Sequence[tuple[int, int]], settings: TransferSettings, folder: str | os.PathLike[str] | None,
     progress: Progress,
 ) -> dict[Pair, list[Cell | None]]:  # fmt: skip
-    """What every fit makes of the rows of every run tested, by cell."""
+    """Scores of every fit on the rows of every run tested, by cell."""
     scored: dict[Pair, list[Cell | None]] = {(kind, *pair): [] for kind in settings.linear_kinds for pair in pairs}
     hidden = {name: part["hidden_state"].transpose("layer", "position", "example", "hidden").data
               for name, part in parts.items()}  # fmt: skip
@@ -285,7 +285,7 @@ def _scored(
 
 
 def _scored_cell(there: Sequence[xr.DataArray], tasks: Mapping[str, Task], wanted: Sequence[Pair]) -> list[Cell | None]:
-    """What every fit wanted makes of one cell of each run (example, hidden)."""
+    """Scores of every fit wanted on one cell of each run (example, hidden)."""
     kinds = list(dict.fromkeys(kind for kind, _, _ in wanted))
     states, known, fits = {}, {}, {}
     for (name, task), of_run in zip(tasks.items(), there, strict=True):

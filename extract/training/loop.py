@@ -44,9 +44,9 @@ from schemas.whole_files import beside, write_json
 
 Widths = tuple[int, int, int]
 BEST = "best"
-"""Folder, in that of a training, of the checkpoint that answered most of what is held out."""
+"""Subfolder with the checkpoint that answered most of the held-out problems."""
 RISEN = 1.0
-"""Nats above the lowest loss of the answers so far that are no longer chance: no batch is harder by so much."""
+"""Nats above the lowest loss of the answers so far from which on it is reported: batches differ by less."""
 
 
 class Training:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from extract.training.student import Batch, Student, Thinking
 
 SMALLEST = 0.01
-"""Of a layer's deviation: what a component's own counts as at least."""
+"""Least deviation of a component, as a share of its layer's."""
 
 
 def losses(student: Student, batch: Batch, thoughts: int | None = None) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ def codi_losses(student: Student, batch: Batch, thinking: Thinking) -> dict[str,
 
 
 def _distance(own: Tensor, layer: Tensor, scale: str) -> Tensor:
-    """Smooth L1 of states ``(row, hidden)`` of a layer from the teacher's, in units of those's deviation."""
+    """Smooth L1 of a layer's states ``(row, hidden)`` from the teacher's, in standard deviations of the teacher's."""
     if scale == "layer":
         return functional.smooth_l1_loss(own, layer) / layer.std()
     # A component that hardly differs between problems must not outweigh all others.

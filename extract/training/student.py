@@ -39,7 +39,7 @@ class Batch:
     chain_length: Tensor
     """``(row,)``: tokens of the steps in the text."""
     exchanged: Tensor
-    """``(row, thought)``: whether the vector of another problem is fed there, that of half a batch away."""
+    """``(row, thought)``: whether the vector of another problem, half a batch away, is fed there."""
 
     def rows(self, which: slice) -> "Batch":
         """Some of the problems."""
@@ -68,7 +68,7 @@ class Student(nn.Module):
         self.n_latent = reasoner.n_latent
         self.distillation_scale = "layer"
         self.kept: dict[str, Tensor] | None = None
-        """Of a decodable control, what its model has trained: its thoughts are to stay as that one's."""
+        """Of a decodable control, the trained values of its model, whose thoughts it is to keep."""
         model: Any = reasoner.model
         capped = [name for name in SOFTCAPS if getattr(model.config, name, None) is not None]
         if capped:
@@ -118,7 +118,7 @@ class Student(nn.Module):
 
     @contextmanager
     def keeping(self) -> Iterator[list[Tensor]]:
-        """What every block gives, in a list that is filled as vectors are fed."""
+        """Outputs of every block, in a list that is filled as vectors are fed."""
         self._states = []
         try:
             yield self._states
@@ -172,7 +172,7 @@ class Student(nn.Module):
         return Thinking(torch.cat(every, 1), columns)
 
     def kept_states(self, batch: Batch) -> Tensor:
-        """States ``(row, place, hidden)`` of :meth:`think` of the model whose thoughts are kept, exchanging none."""
+        """States ``(row, place, hidden)`` of :meth:`think` with :attr:`kept`, no thought exchanged."""
         assert self.kept is not None
         trained = self.trained()
         own = {name: value.data for name, value in trained.items()}
@@ -227,7 +227,7 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def right(self, batch: Batch, thoughts: int | None = None) -> Tensor:
-        """Whether greedy writing gives exactly what it is to write ``(row,)``: the answer, or steps and answer."""
+        """Whether greedy decoding gives exactly the right text ``(row,)``: the answer, or steps and answer."""
         self.merge()
         target = batch.text if self.rule.writes_steps else batch.answer
         batch = replace(batch, exchanged=torch.zeros_like(batch.exchanged))
