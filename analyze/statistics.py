@@ -1,16 +1,10 @@
-"""Statistics of labelled arrays that several analyzers share: one bootstrap over problems; those of plain arrays."""
+"""Statistics of labelled arrays that several analyses share: the bootstrap over problems, and intervals from it."""
 
 import numpy as np
 import xarray as xr
 
-from schemas.resampling import DrawnMean, draw_counts, mean_interval, percentiles, problems_drawn, tail
-from schemas.statistics import adjust, cochran_q, mcnemar_exact, wilson_interval
-
-__all__ = [
-    "DrawnMean", "adjust", "bootstrap_mean", "bootstrap_weights", "cochran_q", "draw_counts", "is_majority",
-    "mcnemar_exact", "percentile_interval", "percentiles", "problems_drawn", "ratio_interval", "tail", "weighted_mean",
-    "wilson_interval",
-]  # fmt: skip
+from schemas.resampling import draw_counts, mean_interval, percentiles, problems_drawn
+from schemas.statistics import wilson_interval
 
 
 def is_majority(count: int, n: int) -> bool:

@@ -7,10 +7,10 @@ from report_lake import MODELS, missing_of
 from small_runs import write_questions
 
 from analyze.compare.differences import compare, comparison_table, difference_table
-from analyze.statistics import mcnemar_exact
 from extract.run.extract import extract
 from extract.run.prepare import prepare
 from schemas import RunSpec, UsageError
+from schemas.statistics import mcnemar_exact
 from store import open_lake
 
 RUNS = [f"{model}/test" for model in MODELS]

@@ -10,8 +10,8 @@ from synthetic import make_run, no_compute, thought_attention
 
 from analyze import head_analysis, head_scores, head_summary, head_table, result_tables
 from analyze.labels import take
-from analyze.statistics import draw_counts, tail
 from schemas import SchemaError, UsageError, latent_labels
+from schemas.resampling import draw_counts, tail
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "heads" / "llama.json").read_text())
 N = 6

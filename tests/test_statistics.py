@@ -25,7 +25,7 @@ from schemas.statistics import (
     uncertain,
     wilson_interval,
 )
-from schemas.wording import with_interval
+from schemas.wording import range_text, with_interval
 
 Z = 1.959963984540054
 
@@ -219,3 +219,4 @@ def test_a_figure_without_an_interval_is_printed_alone() -> None:
     assert [with_interval(figure) for figure in ((0.5, 0.1, 0.9), (0.5, nan, nan), (nan, nan, nan))] == [
         "0.500 [0.10, 0.90]", "0.500", "-",
     ]  # fmt: skip
+    assert [range_text(*ends) for ends in ((0.1, 0.9), (nan, nan), (nan, 0.9))] == ["0.10..0.90", "-", "-"]

@@ -8,11 +8,10 @@ import xarray as xr
 from analyze.blocks import computed_blocks, whole_chunks
 from analyze.labels import inherited
 from analyze.lens.readout import ReadOut, check_model
-from analyze.statistics import DrawnMean, draw_counts
 from schemas import SchemaError
 from schemas.problem_sums import problem_of
 from schemas.progress import Progress
-from schemas.resampling import DRAWN_TOGETHER
+from schemas.resampling import DRAWN_TOGETHER, DrawnMean, draw_counts
 from schemas.vocabulary import PARTS
 from schemas.wording import interval_columns
 from store.chunked import read_in

@@ -17,12 +17,12 @@ import pandas as pd
 import xarray as xr
 
 from analyze.compare.parts import PARTS, Part, Source
-from analyze.statistics import bootstrap_weights, mcnemar_exact, percentile_interval, weighted_mean
+from analyze.statistics import bootstrap_weights, percentile_interval, weighted_mean
 from analyze.tables import ENDS
 from schemas import UsageError
 from schemas.problem_sums import problem_of
 from schemas.registry import line
-from schemas.statistics import uncertain
+from schemas.statistics import mcnemar_exact, uncertain
 from store.read import Lake
 from store.results import Result, preferred
 

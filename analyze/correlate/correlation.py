@@ -13,11 +13,12 @@ import xarray as xr
 from analyze.correlate.importance import in_both, listed
 from analyze.correlate.moments import Array, Correlations, Exchange, resolution_of
 from analyze.labels import inherited, labels_along, require_dims, take
-from analyze.statistics import adjust, percentiles
 from schemas import SchemaError, UsageError
 from schemas.checks import check_whole
 from schemas.problem_sums import problem_of
 from schemas.progress import Progress
+from schemas.resampling import percentiles
+from schemas.statistics import adjust
 
 BATCH = 50
 """Permutations or resamples that are drawn together, at most."""

@@ -14,10 +14,10 @@ from analyze.lens import logit
 from analyze.lens.logit import larger_blocks, sides_of
 from analyze.lens.readout import ReadOut, check_model
 from analyze.pieces import pieces_in
-from analyze.statistics import DrawnMean, draw_counts
 from schemas import AnswerKind, answer_word, segment_of
 from schemas.problem_sums import problem_of
 from schemas.progress import Progress
+from schemas.resampling import DrawnMean, draw_counts
 from schemas.scoring import value_text
 from schemas.wording import interval_columns
 

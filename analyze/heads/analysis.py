@@ -19,8 +19,9 @@ from analyze.heads.scores import (
 )
 from analyze.heads.summary import BY_THOUGHT, TOGETHER, of_all_heads
 from analyze.labels import inherited, problem_along, require_dims
-from analyze.statistics import bootstrap_weights, draw_counts, percentile_interval
+from analyze.statistics import bootstrap_weights, percentile_interval
 from schemas import latent_labels
+from schemas.resampling import draw_counts
 
 
 def head_analysis(

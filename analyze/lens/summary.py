@@ -7,10 +7,9 @@ import pandas as pd
 import xarray as xr
 
 from analyze.labels import inherited, numbered, require_dims, take, thought_labels
-from analyze.statistics import adjust, cochran_q, mcnemar_exact
 from schemas import UsageError
 from schemas.problem_sums import effective_trials, problem_of, problem_sums, sums_by_problem, trials_of
-from schemas.statistics import interval_of_trials
+from schemas.statistics import adjust, cochran_q, interval_of_trials, mcnemar_exact
 
 LONG_NAMES = {
     "number_share": "share of examples whose best token is a number",

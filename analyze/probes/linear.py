@@ -23,9 +23,10 @@ from analyze.probes.nested import nested_logistic, one_thread
 from analyze.probes.ridge import nested_ridge
 from analyze.probes.scores import Cell, Task, directions, measure, r2, steps_of
 from analyze.probes.tasks import can_fit, draw_examples, penalties_of, target_columns, task_or_reason
-from analyze.statistics import adjust, draw_counts
 from schemas import SchemaError, UsageError, nearest
 from schemas.progress import Progress
+from schemas.resampling import draw_counts
+from schemas.statistics import adjust
 
 Array = npt.NDArray[Any]
 NOTE = (

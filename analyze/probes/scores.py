@@ -10,7 +10,8 @@ import xarray as xr
 from scipy.special import ndtri
 
 from analyze.probes.nested import Selection
-from analyze.statistics import percentiles, tail, wilson_interval
+from schemas.resampling import percentiles, tail
+from schemas.statistics import wilson_interval
 
 Array = npt.NDArray[Any]
 

@@ -13,10 +13,11 @@ from analyze.heads.scores import score_block, thought_block
 from analyze.labels import labels_along
 from analyze.lens.logit import logit_lens
 from analyze.probes.tasks import draw_examples
-from analyze.statistics import adjust, draw_counts, percentiles, tail
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError, segment_of
 from schemas.progress import Progress
+from schemas.resampling import draw_counts, percentiles, tail
+from schemas.statistics import adjust
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SCORES = ("composite", "flow", "hub", "skip", "sequential")

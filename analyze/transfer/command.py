@@ -167,7 +167,7 @@ def resampled(n_row: int, n_resample: int) -> None:
     """Resamples of so many problems, to time them."""
     import numpy as np
 
-    from analyze.statistics import draw_counts
+    from schemas.resampling import draw_counts
 
     draw_counts(np.arange(n_row), n_resample=n_resample, seed=0)
 

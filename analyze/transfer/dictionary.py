@@ -9,11 +9,12 @@ import xarray as xr
 from analyze.probes.tasks import draw_examples
 from analyze.sae.codes import sae_codes, sae_reconstruction
 from analyze.similarity.cka import CONSTANT
-from analyze.statistics import draw_counts, ratio_interval
+from analyze.statistics import ratio_interval
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError
 from schemas.progress import Progress
+from schemas.resampling import draw_counts
 from schemas.wording import interval_names
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -32,12 +32,13 @@ from analyze.probes.tasks import (
     penalties_of,
     target_columns,
 )
-from analyze.statistics import adjust, draw_counts
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.matrix import against_own, assembled, described, squared_errors
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError
 from schemas.progress import Progress, stretch
+from schemas.resampling import draw_counts
+from schemas.statistics import adjust
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Pair = tuple[str, str, str]

@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from analyze.probes.scores import WIDENING, Cell, Task
-from analyze.statistics import percentiles
 from schemas.picked import Pick, of_picked
+from schemas.resampling import percentiles
 from schemas.wording import interval_names
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -12,11 +12,12 @@ from analyze.lens.logit import another_chain
 from analyze.lens.readout import ReadOut
 from analyze.lens.tuned import fit_tuned_lens
 from analyze.probes.tasks import draw_examples
-from analyze.statistics import draw_counts, ratio_interval
+from analyze.statistics import ratio_interval
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError, answer_word
 from schemas.progress import Progress, stretch
+from schemas.resampling import draw_counts
 from schemas.scoring import value_text
 from schemas.statistics import split_problems
 from schemas.wording import interval_names
