@@ -181,6 +181,10 @@ class Places:
         """How many places there are from the first, at offset 0, up to the answer."""
         return 1 + self.n_latent + self.n_closing
 
+    def needed(self, n_token: int, n_answer: int) -> int:
+        """Places of a sequence: a prompt of ``n_token`` tokens up to offset 0, those up to the answer, the answer."""
+        return n_token + self.n_middle - 1 + n_answer
+
     def labels(self, n_before: int, n_answer: int) -> list[str]:
         """Names of ``n_before`` places before offset 0, of those up to the answer, and of ``n_answer`` in it.
 

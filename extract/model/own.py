@@ -181,19 +181,6 @@ class OwnModel(ABC):
         """Tokens of an answer as the model would write it, for what a question needs of the context."""
         return []
 
-    def check_length(self, n_token: int, max_new_tokens: int, what: str = "question") -> None:
-        """Refuse a prompt that does not fit the context with its thoughts and answer.
-
-        Raises
-        ------
-        UsageError
-            Naming ``what`` and the lengths.
-        """
-        needed = n_token + self.places.n_middle - 1 + max_new_tokens
-        if needed > self.context:
-            raise UsageError(f"{what} has {n_token} tokens; with thoughts and {max_new_tokens} answer tokens it needs"
-                             f" {needed} places, the model has {self.context}")  # fmt: skip
-
     def think(self, prompts: Sequence[Sequence[int]], **options: Any) -> Thinking:
         """Think through a batch of questions, once: :meth:`begin` and its end."""
         return self.begin(prompts, **options)()

@@ -16,7 +16,7 @@ from extract.model.flight import Flight
 from extract.model.network import Network
 from extract.model.protocols import CODI, Protocol
 from extract.model.recorder import Recorder, StoredRangeError
-from extract.model.thinking import Thinking, beyond_range, on_device, thinking_of, to_host
+from extract.model.thinking import Thinking, beyond_range, check_length, on_device, thinking_of, to_host
 from extract.model.wording import Wording
 from schemas import Control, Intervention, LakeError, Places, UsageError
 from schemas.spec import Rows, StoredDtype
@@ -67,24 +67,6 @@ class Reasoner(Network, Wording):
             Naming the layer, head or position that is not there.
         """
         intervention.check(n_layer=self.n_layer, n_head=self.n_head, n_cache_head=self.n_cache_head, places=self.places)
-
-    def longest(self, n_token: int, max_new_tokens: int) -> int:
-        """Places that a prompt of ``n_token`` tokens needs, thoughts, what closes them and answer included."""
-        return n_token + self.places.n_middle - 1 + max_new_tokens
-
-    def check_length(self, n_token: int, max_new_tokens: int, what: str = "question") -> None:
-        """Refuse a prompt that does not fit the context with its thoughts and answer.
-
-        Raises
-        ------
-        UsageError
-            Naming ``what`` and the lengths.
-        """
-        if self.longest(n_token, max_new_tokens) > self.context:
-            raise UsageError(
-                f"{what} has {n_token} tokens with BOT; with {self.n_latent} thoughts, EOT and {max_new_tokens} answer"
-                f" tokens it needs {self.longest(n_token, max_new_tokens)} places, {self.name} has {self.context}"
-            )
 
     @contextmanager
     def session(self, *, hooks: bool = True) -> Iterator[None]:
@@ -150,7 +132,7 @@ class Reasoner(Network, Wording):
         for row, prompt in enumerate(prompts):
             if len(prompt) < (1 if self.bot_id is None else 2) or self.bot_id not in (None, prompt[-1]):
                 raise UsageError(f"prompt {row} has no question or does not end with BOT; make prompts with encode()")
-            self.check_length(len(prompt), room, f"question {row} of the batch")
+            check_length(self, len(prompt), room, f"question {row} of the batch")
 
     def think(self, prompts: Sequence[Sequence[int]], **options: Any) -> Thinking:
         """Think through a batch of questions and answer them, once: :meth:`begin` and its end, options likewise."""

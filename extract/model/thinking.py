@@ -3,13 +3,19 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from extract.model.recorder import StoredRangeError
+from schemas import UsageError
 from schemas.vocabulary import ITERATIONS
+
+if TYPE_CHECKING:
+    from extract.model.own import OwnModel
+    from extract.model.reasoner import Reasoner
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +51,22 @@ class Thinking:
     generated_text: list[str]
     answer_logprob: np.ndarray
     """``(example,)`` float64, NaN where no gold answer was given."""
+
+
+def check_length(model: "Reasoner | OwnModel", n_token: int, max_new_tokens: int, what: str = "question") -> None:
+    """Refuse a prompt that does not fit the context with its thoughts and answer.
+
+    Raises
+    ------
+    UsageError
+        Naming ``what`` and the lengths.
+    """
+    needed = model.places.needed(n_token, max_new_tokens)
+    if needed > model.context:
+        raise UsageError(
+            f"{what} has {n_token} tokens; with thoughts, what closes them and {max_new_tokens} answer tokens it needs"
+            f" {needed} places, the model has {model.context}"
+        )
 
 
 def thinking_of(

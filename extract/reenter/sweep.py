@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from extract.model.reasoner import Reasoner
+from extract.model.thinking import check_length
 from extract.reenter.answers import Trunk, asked_answers
 from extract.reenter.batches import batch_errors, by_length
 from extract.reenter.branches import Questions, first_offset, run_conditions, think_untouched
@@ -132,7 +133,7 @@ def sweep(
         generate=generate, observe=observe, draws=draws, cost=dict.fromkeys(COSTS, 0),
     )  # fmt: skip
     for label, prompt in zip(labels, questions.prompts, strict=True):
-        reasoner.check_length(len(prompt), questions.room, f"question of example {label}")
+        check_length(reasoner, len(prompt), questions.room, f"question of example {label}")
     _check_question_positions(conditions, labels, questions.prompts, reasoner.places)
     if "token" in run:
         written = (run["token"].values[rows][:, run["segment"].values == "answer"] >= 0).sum(1).max(initial=0)
@@ -188,7 +189,7 @@ def _batches(
     reasoner, prompts, n_example = questions.reasoner, questions.prompts, len(questions.labels)
     order = sorted(range(len(conditions)), key=lambda index: first_offset(conditions[index], reasoner.places))
     n_row = batch_rows or rows_that_fit(
-        reasoner, max(reasoner.longest(len(prompt), questions.room) for prompt in prompts)
+        reasoner, max(reasoner.places.needed(len(prompt), questions.room) for prompt in prompts)
     )
     n_head_row = min(HEAD_ROWS, n_row)
     with batch_errors(n_head_row):
@@ -292,7 +293,7 @@ def _one_by_one(questions: Questions, texts: Sequence[str], n_condition: int) ->
     reasoner, asked, n_prompt = questions.reasoner, questions.asked, len(questions.prompts)
     # Shared tokens and every answer's own, but for the last token of each, which nobody reads on from.
     teacher = len(asked.shared) + sum(np.mean([len(rest) - 1 for rest in golds]) for golds in asked.rest)
-    head = sum(reasoner.longest(len(prompt), 0) for prompt in questions.prompts)
+    head = sum(reasoner.places.needed(len(prompt), 0) for prompt in questions.prompts)
     length = {text: len(reasoner.text_tokens(text)) + 1 for text in set(map(str, texts))}
     lengths = [length[str(text)] for text in texts if text]
     questions.cost["positions_one_by_one"] = int(n_condition * (head + n_prompt * teacher) + sum(lengths))

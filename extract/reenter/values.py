@@ -131,7 +131,7 @@ class StoredValues:
             thinking = reasoner.think(
                 [prompts[index] for index in rows], stored_dtype="float32", max_new_tokens=1, parts=sites
             )
-            self.fed += sum(reasoner.longest(len(prompts[index]), 1) for index in rows)
+            self.fed += sum(reasoner.places.needed(len(prompts[index]), 1) for index in rows)
             for site, layer, position in places:
                 computed[site, layer, position][rows] = thinking.parts[site][:, layer, offsets[position]]
         self._computed.update(computed)

@@ -187,11 +187,13 @@ def _fitting(
     reasoner: "Reasoner | OwnModel", questions: Sequence[str], n_answer: int, data: str, *, skip_long: bool
 ) -> tuple[list[list[int]], list[int]]:
     """Tokens of the questions that fit into the model's context, and which of the questions they are."""
+    from extract.model.thinking import check_length
+
     prompts, keep = [], []
     for index, question in enumerate(questions):
         prompt = reasoner.encode(question)
         try:
-            reasoner.check_length(len(prompt), n_answer)
+            check_length(reasoner, len(prompt), n_answer)
         except UsageError as error:
             if skip_long:
                 continue

@@ -96,7 +96,7 @@ def _run(
     n_new = target.max_new_tokens
     room = max(n_new, len(asked.shared) + max(len(tokens) for tokens in asked.rest[0]))
     check_routes(reasoner, prompts, labels, most, room)
-    longest = max(reasoner.longest(len(prompt), room) for prompt in prompts) - reasoner.n_latent + most
+    longest = max(reasoner.places.needed(len(prompt), room) for prompt in prompts) - reasoner.n_latent + most
     # The walks with and without markers, one that grows, and the branch, all at once.
     n_row = target.batch_rows or max(1, rows_that_fit(reasoner, longest) // 4)
     batches = by_length(prompts, n_row)

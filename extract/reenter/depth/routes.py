@@ -213,7 +213,7 @@ def check_routes(
         Naming the example, and how many thoughts would fit.
     """
     longest = max(range(len(prompts)), key=lambda row: len(prompts[row]))
-    needed = reasoner.longest(len(prompts[longest]), room) - reasoner.n_latent + most
+    needed = reasoner.places.needed(len(prompts[longest]), room) - reasoner.n_latent + most
     if needed > reasoner.context:
         fits = most - (needed - reasoner.context)
         raise UsageError(

@@ -201,7 +201,7 @@ def _measure(steps: _Steps, changes: Sequence[_Change]) -> tuple[dict[str, np.nd
     target, chains, reasoner = steps.target, steps.chains, steps.reasoner
     prompts = reasoner.prompts(target.data["question"].values[chains.rows])
     width = max(target.max_new_tokens, *(len(line) for line in chains.tokens))
-    n_row = target.batch_rows or rows_that_fit(reasoner, reasoner.longest(max(map(len, prompts)), width))
+    n_row = target.batch_rows or rows_that_fit(reasoner, reasoner.places.needed(max(map(len, prompts)), width))
     shape = len(steps.known) + 1, len(COMPARED), len(prompts)
     measured, done = {change.name: np.full(shape, np.nan) for change in changes}, 0
     with torch.inference_mode(), reasoner.session(hooks=False):
