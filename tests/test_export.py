@@ -26,7 +26,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 @pytest.fixture
 def write(lake, tmp_path, monkeypatch, capsys):
     """``lake export`` in blocks of 7 examples: file, the selection as xarray makes it, and what was printed."""
-    monkeypatch.setattr(exporting, "BLOCK_EXAMPLES", 7)
+    monkeypatch.setattr("analyze.blocks.CHUNK_EXAMPLES", 7)
 
     def run(ending: str, variables: str, *options: str):
         file = tmp_path / f"a.{ending}"

@@ -108,7 +108,7 @@ def test_a_damaged_lake_answers_no_query(call, tmp_path):
 def test_the_largest_are_those_of_the_whole(call, analysed_lake, monkeypatch):
     path = analysed_lake
     run = open_lake(path)["one/problems"]
-    monkeypatch.setattr(top, "BLOCK_EXAMPLES", 7)
+    monkeypatch.setattr("analyze.blocks.CHUNK_EXAMPLES", 7)
     weights = run["attention"].sel(layer=2, head=1, position=["ct1", "eot"], key_position=["bot", "ct0"]).load()
     options = ("--positions", "ct1,eot", "--keys", "bot,ct0", "--top", 5, "--json")
     found = json.loads(call("top", path, "one/problems", "--head", "L2H1", *options)[1])
@@ -134,7 +134,7 @@ def test_a_direction_is_searched_where_it_was_computed_and_both_ways(call, analy
     path = analysed_lake
     lake = open_lake(path)
     run = lake.open("one/problems", chunks=None)
-    monkeypatch.setattr(top, "BLOCK_EXAMPLES", 7)
+    monkeypatch.setattr("analyze.blocks.CHUNK_EXAMPLES", 7)
     decoder = lake.result("sae", "one/problems")["decoder"].sel(feature=3).values
     probe = lake.result("probes", "one/problems")["direction"]
     step, category = (probe[dim].values[0] for dim in ("step", "class"))
