@@ -55,8 +55,8 @@ WHY = {
     " beside 1,024 examples); beside a memmap there are also reading calls, checksums and a second copy.",
     "block": " Most of this project's time is decompression: attention lies in compressed chunks of"
     " eight examples, eight queries and 64 keys, of which 36 pairs are wanted.",
-    "example": " Half of this project's time is decompression: attention lies in compressed chunks"
-    " of eight examples. The rest is 192 rows of states, each read and checked by itself.",
+    "example": " Three quarters of this project's time are attention, of which two thirds are decompression: it lies"
+    " in compressed chunks of eight examples. The rest is 192 rows of states, each in a chunk of its own.",
     "random": " This project reads each row of states, of 1.5 kB, by itself and checks it, so as not to read whole"
     " chunks.",
 }

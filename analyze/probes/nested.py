@@ -14,6 +14,7 @@ Arrays only; labels live in :mod:`analyze.probes.linear`.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from typing import Literal
 
@@ -41,8 +42,14 @@ def one_thread() -> Iterator[None]:
     The products of a probe are small: more threads wait for each other, on a busy machine for minutes, and round
     otherwise. So the same states give the same probes, whatever the number of threads.
     """
-    with ThreadpoolController().limit(limits=1, user_api="blas"):
+    with _libraries().limit(limits=1, user_api="blas"):
         yield
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """Those of NumPy and SciPy, loaded by now; to look for them takes 3 ms, a tenth of a small cell's time."""
+    return ThreadpoolController()
 
 
 @dataclass(frozen=True, slots=True)
