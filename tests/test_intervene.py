@@ -243,6 +243,30 @@ def test_replacing_by_itself_changes_nothing(oracle: tuple[Reasoner, xr.Dataset]
             np.testing.assert_allclose(again.answer_logprob, nothing.answer_logprob, atol=atol)
 
 
+def test_conditions_side_by_side_begin_each_at_its_own_first_change(oracle: tuple[Reasoner, xr.Dataset]) -> None:
+    reasoner, run = oracle
+    n_example = run.sizes["example"]
+    zeroed = {
+        position: Condition(name=position, interventions=(
+            Intervention(site="hidden_state", operation="zero", positions=(position,), layers=(0,)),))
+        for position in ("ct4", "q-2", "ct1", "a0", "bot")
+    }  # fmt: skip
+
+    def swept(*positions: str) -> xr.Dataset:
+        some, answers = [zeroed[position] for position in positions], {"gold": ["12", "8", "7", "4", "9", "10"]}
+        return sweep(reasoner, run, some, answers=answers, max_new_tokens=3, generate=False, observe=True)
+
+    untouched = swept().attrs["positions_fed"]
+    alone = {position: swept(position) for position in zeroed}
+    fed = {position: one.attrs["positions_fed"] - untouched for position, one in alone.items()}
+    assert fed["ct1"] - fed["ct4"] == 3 * n_example
+    assert fed["q-2"] - fed["bot"] == 2 * n_example
+    together = swept(*zeroed)  # what changes the question begins where the first of these does
+    assert together.attrs["positions_fed"] == untouched + sum(fed.values()) + 2 * n_example
+    for position, one in alone.items():
+        xr.testing.assert_allclose(together.sel(condition=["untouched", position]), one, rtol=1e-5, atol=1e-5)
+
+
 def test_sweep_is_resumed_and_counts_what_it_saved(oracle: tuple[Reasoner, xr.Dataset], tmp_path: Path) -> None:
     reasoner, run = oracle
     conditions = [
