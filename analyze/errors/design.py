@@ -122,28 +122,9 @@ def designs(rows: Rows, known: Weights, spec: ErrorSpec, folder: Path) -> tuple[
     def flush() -> None:
         if not gathered:
             return
-        parts = [gathered[cell] for cell in sorted(gathered)]
-        if spec.pooling == "concatenate":
-            codes.add(sparse.csr_array(sparse.hstack([p[0] for p in parts], format="csr")))
-            raw.add(np.concatenate([p[1] for p in parts], axis=1))
-        else:
-            x = np.stack([p[1] for p in parts], axis=1)  # (example, cell, width)
-            real: Any = ~np.isnan(x).any(axis=-1)
-            if spec.pooling == "mean":
-                n_real = np.maximum(real.sum(1), 1)[:, None].astype(np.float32)
-                total = parts[0][0]
-                for code, _ in parts[1:]:
-                    total = total + code
-                codes.add(sparse.csr_array(total.multiply(1 / n_real)))
-                pooled = np.where(real[..., None], x, 0).sum(1) / n_real
-            else:
-                largest = parts[0][0]
-                for code, _ in parts[1:]:  # by magnitude, as codes of abs_topk have signs
-                    larger = abs(code) > abs(largest)
-                    largest = largest - largest.multiply(larger) + code.multiply(larger)
-                codes.add(sparse.csr_array(largest))
-                pooled = np.where(real[..., None], x, -np.inf).max(1)
-            raw.add(np.where(real.any(1)[:, None], pooled, np.nan).astype(np.float32))
+        code, states = pooled([gathered[cell] for cell in sorted(gathered)], spec.pooling)
+        codes.add(code)
+        raw.add(states)
         gathered.clear()
 
     here: slice | None = None
@@ -159,6 +140,27 @@ def designs(rows: Rows, known: Weights, spec: ErrorSpec, folder: Path) -> tuple[
             gathered[int(cell)] = sparse.csr_array(code), vectors
     flush()
     return codes, raw
+
+
+def pooled(parts: Sequence[tuple[Matrix, NDArray[np.float32]]], pooling: str) -> tuple[Matrix, NDArray[np.float32]]:
+    """Codes (example, feature) and states (example, width) of every cell as one row of each example."""
+    codes, states = zip(*parts, strict=True)
+    if pooling == "concatenate":
+        return sparse.csr_array(sparse.hstack(codes, format="csr")), np.concatenate(states, axis=1)
+    x = np.stack(states, axis=1)  # (example, cell, width)
+    real: Any = ~np.isnan(x).any(axis=-1)
+    first, *others = codes
+    if pooling == "mean":
+        n_real = np.maximum(real.sum(1), 1)[:, None].astype(np.float32)
+        code = sum(others, first).multiply(1 / n_real)
+        state = np.where(real[..., None], x, 0).sum(1) / n_real
+    else:
+        code = first
+        for other in others:  # by magnitude, as codes of abs_topk have signs
+            larger = abs(other) > abs(code)
+            code = code - code.multiply(larger) + other.multiply(larger)
+        state = np.where(real[..., None], x, -np.inf).max(1)
+    return sparse.csr_array(code), np.where(real.any(1)[:, None], state, np.nan).astype(np.float32)
 
 
 def _stacked(rows: Sequence[Matrix]) -> Matrix:

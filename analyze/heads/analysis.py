@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.stats import rankdata
 
 from analyze.blocks import chunked_like, example_blocks
 from analyze.heads.scores import (
@@ -60,7 +61,7 @@ def head_analysis(
     sums = _sums(block, problem, convention, n_resample, seed)
     mean = sums.isel(part=n_resample) / n
     complete_mean = complete.any("example") if "example" in complete.dims else complete
-    scores = score_block(mean, complete_mean, labels, convention, None, None, n_layer)
+    scores = score_block(mean, complete_mean, labels, convention, n_layer=n_layer)
 
     pattern = mean if convention == "thoughts" else _shifted(mean)
     lower = xr.DataArray(np.tri(len(labels)), dims=("position", "key_position"))
@@ -76,7 +77,7 @@ def head_analysis(
     weight = bootstrap_weights(problem, n_resample, seed).sum("example")
     there = weight > 0  # a resample of few problems may hold none
     drawn = sums.isel(part=slice(0, n_resample)).rename(part="resample") / weight.where(there)
-    again = score_block(drawn, complete_mean, labels, convention, None, None, n_layer)
+    again = score_block(drawn, complete_mean, labels, convention, n_layer=n_layer)
     resampled = again["composite"]
     ranks = _rank(resampled).where(there)
     if resampled.chunks is not None:
@@ -148,10 +149,7 @@ def _rank(composite: xr.DataArray) -> xr.DataArray:
 
     def rank(values: Array) -> Array:  # (..., layer, head)
         flat = np.nan_to_num(values, nan=-1.0).reshape(*values.shape[:-2], -1)
-        order = np.argsort(-flat, axis=-1, kind="stable")
-        ranks = np.empty_like(order)
-        np.put_along_axis(ranks, order, np.broadcast_to(np.arange(1, flat.shape[-1] + 1), flat.shape).copy(), axis=-1)
-        return ranks.reshape(values.shape)
+        return rankdata(-flat, method="ordinal", axis=-1).reshape(values.shape)
 
     core = ["layer", "head"]
     ranks: xr.DataArray = xr.apply_ufunc(

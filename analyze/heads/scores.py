@@ -116,9 +116,8 @@ def head_scores(
     elif per_example and "example" not in block.dims:
         dims = ", ".join(map(str, attention.dims))
         raise SchemaError(f"per_example needs attention with the dim example; found {dims}")
-    return score_block(block, complete, labels, convention, model_max, model_min, n_layer).assign_attrs(
-        inherited(attention)
-    )
+    scores = score_block(block, complete, labels, convention, model_max=model_max, model_min=model_min, n_layer=n_layer)
+    return scores.assign_attrs(inherited(attention))
 
 
 def thought_block(attention: xr.DataArray, convention: Convention) -> tuple[xr.DataArray, list[str], xr.DataArray]:
@@ -156,11 +155,12 @@ def score_block(
     complete: xr.DataArray,
     labels: list[str],
     convention: Convention,
-    model_max: Mapping[str, float] | None,
-    model_min: Mapping[str, float] | None,
-    n_layer: int | None,
+    *,
+    model_max: Mapping[str, float] | None = None,
+    model_min: Mapping[str, float] | None = None,
+    n_layer: int | None = None,
 ) -> xr.Dataset:
-    """Scores of blocks (..., layer, head, position, key_position), labelled."""
+    """Scores of blocks (..., layer, head, position, key_position), labelled; parameters as of :func:`head_scores`."""
     core = ["layer", "head", "position", "key_position"]
     if block.chunks is not None:
         block = block.chunk(dict.fromkeys(core, -1))
@@ -235,19 +235,7 @@ def _head_scores(
     raw = thought_metrics(matrix) if convention == "thoughts" else report_metrics(matrix)
     metrics = np.stack([raw["flow"], raw["hub"], raw["skip"]], axis=-1)  # (..., layer, head, metric)
 
-    kept = present[..., None]
-    low = np.where(kept, metrics, np.inf).min((-3, -2))  # (..., metric)
-    high = np.where(kept, metrics, -np.inf).max((-3, -2))
-    if convention == "reports":  # flow keeps its own minimum: it is constant
-        whole = np.asarray(complete) & present.all((-2, -1))
-        low[..., 1:] = np.where(whole[..., None], low[..., 1:], 0.0)
-    for index, metric in enumerate(METRICS):
-        if metric in model_max:
-            high[..., index] = model_max[metric]
-            low[..., index] = 0.0 if metric != "flow" else low[..., index]
-        if metric in model_min:
-            low[..., index] = model_min[metric]
-    low, high = np.where(np.isfinite(low), low, 0.0), np.where(np.isfinite(high), high, 0.0)
+    low, high = _extremes(metrics, present, complete, convention, model_max, model_min)  # (..., metric)
     span = high - low
     weight = np.broadcast_to(np.array(WEIGHTS), span.shape).copy()
     if convention == "thoughts":
@@ -282,6 +270,26 @@ def _head_scores(
         head_type.astype("<U16"),
         weight,
     )
+
+
+def _extremes(
+    metrics: Array, present: Array, complete: Array, convention: Convention, model_max: dict[str, float],
+    model_min: dict[str, float],
+) -> tuple[Array, Array]:  # fmt: skip
+    """What metrics (..., layer, head, metric) are scaled between: (..., metric) each."""
+    kept = present[..., None]
+    low = np.where(kept, metrics, np.inf).min((-3, -2))
+    high = np.where(kept, metrics, -np.inf).max((-3, -2))
+    if convention == "reports":  # flow keeps its own minimum: it is constant
+        whole = np.asarray(complete) & present.all((-2, -1))
+        low[..., 1:] = np.where(whole[..., None], low[..., 1:], 0.0)
+    for index, metric in enumerate(METRICS):
+        if metric in model_max:
+            high[..., index] = model_max[metric]
+            low[..., index] = 0.0 if metric != "flow" else low[..., index]
+        if metric in model_min:
+            low[..., index] = model_min[metric]
+    return np.where(np.isfinite(low), low, 0.0), np.where(np.isfinite(high), high, 0.0)
 
 
 def thought_metrics(matrix: Array) -> dict[str, Array]:

@@ -153,7 +153,7 @@ def _read(run: xr.Dataset, model: xr.Dataset, weight: Array, n_step: int, n_prob
         total += np.tensordot(weight[chosen], part.values.astype("float64"), axes=(0, 0))
     mean = total / np.maximum(weight.sum(0), 1e-30)[:, None, None, None, None]
     drawn = xr.DataArray(mean, dims=("part", *dims), coords={dim: block[dim].values for dim in dims})
-    scores = score_block(drawn, complete, labels, "thoughts", None, None, None).stack(unit=("layer", "head"))
+    scores = score_block(drawn, complete, labels, "thoughts").stack(unit=("layer", "head"))
     positions = [label for label in labels_along(run, "position") if segment_of(label) in ("bot", "latent")]
     reads, place = _readings(run, model, positions, n_step)
     one_hot = place[..., None] == np.arange(len(reads))  # (example, position, reads)

@@ -94,8 +94,9 @@ def train_graph(
         return optimize(state, stage, graph_losses(model, stage, draw_graphs(rng, stage.batch), rng))
 
     return run_stages(
-        stages, state, Path(out), seed, step, lambda stage: {"accuracy": graph_accuracy(model, stage, validation)},
-        lambda stage, folder: save_graph_checkpoint(model, stage.kind, folder), progress, save_every, stop_after,
+        stages, state, Path(out), seed, make_step=step, save_every=save_every, stop_after=stop_after, progress=progress,
+        score=lambda stage: {"accuracy": graph_accuracy(model, stage, validation)},
+        save=lambda stage, folder: save_graph_checkpoint(model, stage.kind, folder),
     )  # fmt: skip
 
 

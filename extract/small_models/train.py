@@ -145,9 +145,9 @@ def train(
         return optimize(state, stage, LOSSES[stage.kind](model, stage, batch, rng, words))
 
     return run_stages(
-        stages, state, out, seed, step,
-        lambda stage: quick_accuracy(model, tables["validation"], words),
-        lambda stage, folder: save_checkpoint(model, folder), progress, save_every, stop_after,
+        stages, state, out, seed, make_step=step, save_every=save_every, stop_after=stop_after, progress=progress,
+        score=lambda stage: quick_accuracy(model, tables["validation"], words),
+        save=lambda stage, folder: save_checkpoint(model, folder),
     )  # fmt: skip
 
 
@@ -156,6 +156,7 @@ def run_stages(
     state: TrainingState,
     out: Path,
     seed: int,
+    *,
     make_step: Callable[[StageT, np.random.Generator], dict[str, torch.Tensor]],
     score: Callable[[StageT], dict[str, float]],
     save: Callable[[StageT, Path], None],
