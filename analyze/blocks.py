@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.cluster import in_turn
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.resampling import DRAWN_TOGETHER
 
 CHUNK_EXAMPLES = 256
@@ -16,7 +16,7 @@ CHUNK_EXAMPLES = 256
 Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
 
 
-def computed_blocks(lazy: Labelled, progress: Progress | None = None) -> Iterator[Labelled]:
+def computed_blocks(lazy: Labelled, progress: Progress = silent) -> Iterator[Labelled]:
     """Blocks of examples of a lazy result, handed out one after the other along its chunks.
 
     Of what lies in memory blocks are 512 examples. ``progress(done, total)`` is called in examples.
@@ -26,17 +26,15 @@ def computed_blocks(lazy: Labelled, progress: Progress | None = None) -> Iterato
     for block in in_turn(lazy.isel(example=rows) for rows in example_blocks(lazy, DRAWN_TOGETHER)):
         yield block
         done += block.sizes["example"]
-        if progress is not None:
-            progress(done, n)
+        progress(done, n)
 
 
-def reported_blocks(n: int, progress: Progress | None = None) -> Iterator[slice]:
+def reported_blocks(n: int, progress: Progress = silent) -> Iterator[slice]:
     """Slices of ``n`` examples, to be read one after the other; ``progress(done, n)`` is called after each."""
     for start in range(0, n, CHUNK_EXAMPLES):
         rows = slice(start, min(start + CHUNK_EXAMPLES, n))
         yield rows
-        if progress is not None:
-            progress(rows.stop, n)
+        progress(rows.stop, n)
 
 
 def example_blocks(data: xr.DataArray | xr.Dataset, most: int) -> list[slice]:

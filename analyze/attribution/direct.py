@@ -10,7 +10,7 @@ from analyze.labels import inherited
 from analyze.lens.readout import ReadOut, check_model
 from schemas import SchemaError
 from schemas.problem_sums import problem_of
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.resampling import DRAWN_TOGETHER, DrawnMean, draw_counts
 from schemas.vocabulary import PARTS
 from schemas.wording import interval_columns
@@ -108,7 +108,7 @@ def attribute(ends: Array, attention: Array, mlp: Array, readout: ReadOut) -> Ar
 
 
 def attribution_summary(
-    contribution: xr.DataArray, *, n_resample: int = 500, seed: int = 0, progress: Progress | None = None
+    contribution: xr.DataArray, *, n_resample: int = 500, seed: int = 0, progress: Progress = silent
 ) -> xr.Dataset:
     """Mean contribution of each part at each position, with bootstrap intervals over problems.
 

@@ -16,7 +16,7 @@ from analyze.labels import inherited, labels_along, require_dims, take
 from schemas import SchemaError, UsageError
 from schemas.checks import check_whole
 from schemas.problem_sums import problem_of
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.resampling import percentiles
 from schemas.statistics import adjust
 
@@ -34,7 +34,7 @@ def attention_importance(
     n_permutation: int = 1000,
     n_resample: int = 500,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Correlate attention with importance, joined by example and position.
 
@@ -102,8 +102,7 @@ def attention_importance(
     def batches(n: int, done: int) -> Iterator[range]:
         for start in range(0, n, batch):
             yield range(start, min(n, start + batch))
-            if progress is not None:
-                progress(done + min(n, start + batch), total)
+            progress(done + min(n, start + batch), total)
 
     rng, exchange = np.random.default_rng(seed), Exchange(groups)
     beyond = {name: np.zeros_like(value) for name, value in observed.items()}

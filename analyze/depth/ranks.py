@@ -16,7 +16,7 @@ from analyze.lens.readout import ReadOut, check_model
 from analyze.pieces import pieces_in
 from schemas import AnswerKind, answer_word, segment_of
 from schemas.problem_sums import problem_of
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.resampling import DrawnMean, draw_counts
 from schemas.scoring import value_text
 from schemas.wording import interval_columns
@@ -163,7 +163,7 @@ def settled(depth: xr.Dataset) -> xr.Dataset:
 
 
 def depth_summary(
-    depth: xr.Dataset, *, n_resample: int = 500, seed: int = 0, progress: Progress | None = None
+    depth: xr.Dataset, *, n_resample: int = 500, seed: int = 0, progress: Progress = silent
 ) -> xr.Dataset:
     """Mean ranks and when read-outs settle, over all problems and by the number of steps of their chains.
 

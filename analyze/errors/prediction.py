@@ -25,7 +25,7 @@ from analyze.sae.metrics import split_numbers
 from analyze.statistics import bootstrap_weights
 from schemas.errors import SchemaError, UsageError
 from schemas.problem_sums import problem_of
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.resampling import percentiles
 from schemas.statistics import share_interval
 
@@ -41,7 +41,7 @@ def predict_errors(
     activation: Activations | None = None,
     spec: ErrorSpec | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Predict from sparse codes whether a run's answers are wrong.
 
@@ -80,12 +80,11 @@ def predict_errors(
     side = _sides(spec, sae, first, wrong)
     rows = Rows(source, pooled=sae.attrs["scope"] != "cell")
     n_pass = 1 + 2 * len(spec.penalties)
-    report = progress or (lambda _done, _total: None)
-    report(0, n_pass)
+    progress(0, n_pass)
 
     with tempfile.TemporaryDirectory(prefix="lake-errors-") as folder:
         codes, raw = designs(rows, weights(sae, source, rows), spec, Path(folder))
-        report(1, n_pass)
+        progress(1, n_pass)
         length = Spool(None, "question_length")
         question = map(str, labels["question"].values) if "question" in labels else [""] * len(wrong)
         length.add(np.array([[len(q.split()), len(q)] for q in question], dtype=np.float32))
@@ -97,7 +96,7 @@ def predict_errors(
             fits[name] = fit(design, wrong, side, "none" if spec.scale == "none" else of_predictor, spec)
             scores[number] = fits[name].scores(design)
             done += len(spec.penalties) if name != "question_length" else 0
-            report(done, n_pass)
+            progress(done, n_pass)
         carriers = _carriers(codes, fits["sae_codes"], wrong, side, spec.carriers)
     share = wrong[side == 0].mean()
     scores[3] = np.log(max(share, 1e-12) / max(1 - share, 1e-12))

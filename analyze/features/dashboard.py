@@ -21,7 +21,7 @@ from analyze.sae.codes import sae_codes
 from analyze.sae.dictionary import activation_of
 from schemas import UsageError
 from schemas.codes import dictionaries
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.whole_files import check_outside, write_whole
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -52,7 +52,7 @@ class Fired:
 
 
 def write_dashboards(
-    sae: xr.Dataset, run: xr.Dataset, model: xr.Dataset, folder: Path, progress: Progress | None = None
+    sae: xr.Dataset, run: xr.Dataset, model: xr.Dataset, folder: Path, progress: Progress = silent
 ) -> list[Path]:
     """Write the features of a dictionary of one run for SAEDashboard and Neuronpedia.
 
@@ -97,8 +97,7 @@ def write_dashboards(
     for number, (one, states, layer) in enumerate(parts):
 
         def report(done: int, total: int, number: int = number) -> None:
-            if progress is not None:
-                progress(number * total + done, len(parts) * total)
+            progress(number * total + done, len(parts) * total)
 
         fired = where_fired(one, states, report)
         of_cell = "".join(f"-{states[dim].item()}" for dim in ("position", "latent") if dim in states.dims

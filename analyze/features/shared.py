@@ -18,7 +18,7 @@ from analyze.sae.codes import sources
 from analyze.sae.dictionary import activation_of
 from schemas import UsageError
 from schemas.problem_sums import problem_of
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.resampling import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -35,7 +35,7 @@ def shared_features(
     resamples: int = 200,
     permutations: int = 200,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Count the features that two models share.
 
@@ -91,8 +91,7 @@ def shared_features(
         else:
             rows = rng.integers(0, n, n)
             draws[done - permutations] = correlation(left[rows], right[rows])
-        if progress is not None:
-            progress(done + 1, permutations + resamples)
+        progress(done + 1, permutations + resamples)
     largest = np.where(alive, null, -1).max(1)
     threshold = float(np.quantile(largest, 0.95))
     both = alive & (share.min(0) >= balance)

@@ -15,7 +15,7 @@ import xarray as xr
 
 from analyze.cluster import spread
 from analyze.similarity.cka import CONSTANT, largest, layers_of, shared_problems, states_of
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.resampling import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,7 +31,7 @@ def procrustes(
     resamples: int = 200,
     shuffles: int = 20,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Held-out fit of a rotation and a scale from every layer and position of a run to every one of another.
 
@@ -82,8 +82,7 @@ def procrustes(
     greatest: list[float] = []
     for null in spread(_largest, ([rng.permutation(len(order))] for _ in range(shuffles)), [left, right, fitted, held]):
         greatest.append(null)
-        if progress is not None:
-            progress(len(greatest), shuffles)
+        progress(len(greatest), shuffles)
     reached = (np.array(greatest)[:, None, None] >= estimate).sum(0)
     p = np.where(np.isfinite(estimate), (1 + reached) / (1 + shuffles), np.nan)
     labels = {"layer": first, "position": first, "other_layer": other, "other_position": other}

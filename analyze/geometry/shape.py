@@ -28,7 +28,7 @@ import xarray as xr
 from analyze.cluster import spread
 from analyze.labels import inherited, require_dims
 from analyze.similarity.cka import CONSTANT, FEWEST, layers_of, shared_problems, states_of
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.resampling import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -53,7 +53,7 @@ def geometry(
     resamples: int = 100,
     shuffles: int = 20,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Shape of the states of every layer and position over the problems.
 
@@ -96,8 +96,7 @@ def geometry(
     calls = zip(layers_of(run, rows[0]), rng.spawn(run.sizes["layer"]), strict=True)
     for layer in spread(_layer, calls, [halves, components, shuffles]):
         layers.append(layer)
-        if progress is not None:
-            progress(len(layers), run.sizes["layer"])
+        progress(len(layers), run.sizes["layer"])
     result = xr.Dataset(
         coords={
             "layer": run["layer"].values,

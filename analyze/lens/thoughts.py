@@ -11,7 +11,7 @@ from analyze.lens.readout import ReadOut, check_model
 from analyze.lens.tuned import PENALTIES, SPLITS, Moments, blocks_to_fit, states_to_fit
 from schemas import UsageError
 from schemas.problem_sums import problem_of
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.resampling import mean_interval
 from schemas.statistics import share_interval
 from schemas.wording import interval_columns, interval_names
@@ -40,7 +40,7 @@ def thought_lenses(
     *,
     seed: int = 0,
     n_read_out: int = 512,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Fit a tuned lens on each thought, on odd and even ones and on all, and read every thought through each of them.
 
@@ -90,8 +90,7 @@ def thought_lenses(
             for k, name in enumerate(thoughts)
         ]  # fmt: skip
         parts.append(xr.concat(tested, dim="position"))
-        if progress is not None:
-            progress(layer + 1, state.sizes["layer"])
+        progress(layer + 1, state.sizes["layer"])
     result = xr.concat(parts, dim="layer").transpose("fit", "layer", "position")
     result = result.assign_coords(
         fit=np.array([*groups, PLAIN], dtype=object), layer=state["layer"].values,

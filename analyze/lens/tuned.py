@@ -11,7 +11,7 @@ from analyze.labels import after_question, inherited, numbered, take
 from analyze.lens.readout import ReadOut, check_model
 from schemas import UsageError
 from schemas.problem_sums import problem_of
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.statistics import split_problems
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -40,7 +40,7 @@ def fit_tuned_lens(
     positions: Sequence[str] | None = None,
     seed: int = 0,
     n_read_out: int = 1024,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Fit one affine map per layer from ``hidden_state`` to ``final_state``, by ridge regression.
 
@@ -98,8 +98,7 @@ def fit_tuned_lens(
         for name, value in {"weight": weight, "bias": bias, "penalty": penalty, **scores}.items():
             parts[name].append(value)
         n_state = np.array([moments.n for moments in sums])
-        if progress is not None:
-            progress(layer + 1, n_layer)
+        progress(layer + 1, n_layer)
     fitted = xr.Dataset(
         {
             "weight": (("layer", "hidden", "to"), np.stack(parts["weight"]).astype("float32")),

@@ -24,7 +24,7 @@ from analyze.probes.ridge import nested_ridge
 from analyze.probes.scores import Cell, Task, directions, measure, r2, steps_of
 from analyze.probes.tasks import can_fit, draw_examples, penalties_of, target_columns, task_or_reason
 from schemas import SchemaError, UsageError, nearest
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.resampling import draw_counts
 from schemas.statistics import adjust
 
@@ -41,7 +41,7 @@ def linear_probes(
     settings: ProbeSettings | None = None,
     *,
     folder: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Probe every layer and position of a run for a target, by nested cross-validation over problems.
 
@@ -229,7 +229,7 @@ def _fit_task(states: Array, known: Array, task: Task) -> Cell | None:
 
 
 def _run_cells(
-    states: xr.DataArray, tasks: Sequence[Task], folder: str | os.PathLike[str] | None, progress: Progress | None
+    states: xr.DataArray, tasks: Sequence[Task], folder: str | os.PathLike[str] | None, progress: Progress
 ) -> list[list[Cell | None]]:
     """Every cell in order (layer, position)."""
     cells = [
@@ -237,14 +237,13 @@ def _run_cells(
         for layer in range(states.sizes["layer"])
         for position in range(states.sizes["position"])
     ]
-    report = progress or (lambda done, total: None)
-    report(0, len(cells))
+    progress(0, len(cells))
     # Kept by what goes in: the states themselves, labels, folds and settings.
     probe = pieces_in(folder, __file__).cache(_probe_cell)
     results = []
     for result in spread(probe, [[cell] for cell in cells], [list(tasks)]):
         results.append(result)
-        report(len(results), len(cells))
+        progress(len(results), len(cells))
     return results
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from schemas import UsageError
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from store import Lake
 
 MADE_FROM = ("spec", "weights", "tokenizer", "data", "layout")
@@ -78,7 +78,7 @@ class Difference:
 
 
 def compare_runs(
-    first: tuple[Lake, str], second: tuple[Lake, str], progress: Progress | None = None
+    first: tuple[Lake, str], second: tuple[Lake, str], progress: Progress = silent
 ) -> tuple[list[str], pd.DataFrame]:
     """What differs between two runs: how they were made, and at their common labels every variable.
 
@@ -136,8 +136,7 @@ def compare_runs(
             difference.add(*(part.isel(block) for part in parts))
         if difference.differ:
             rows.append(difference.row(lakes[0][name].dtype.kind in "fiu"))
-        if progress is not None:
-            progress(number + 1, len(names))
+        progress(number + 1, len(names))
     return lines, pd.DataFrame(rows, columns=COLUMNS)
 
 

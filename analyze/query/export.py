@@ -14,7 +14,7 @@ import xarray as xr
 from analyze.blocks import reported_blocks
 from analyze.labels import part_of
 from schemas import UsageError, nearest
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.whole_files import beside, check_outside
 from store import Lake
 
@@ -37,7 +37,7 @@ def export(
     positions: Sequence[str] | None = None,
     limit: int | None = None,
     stored: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Write variables of a run, with their labels, into one file.
 
@@ -99,11 +99,11 @@ def export(
             partial = stack.enter_context(beside(to))
         except OSError as error:
             raise UsageError(f"{to} cannot be written ({error.strerror or error}); name another place") from error
-        WRITERS[to.suffix](data, partial, progress or (lambda done, total: None))
+        WRITERS[to.suffix](data, partial, progress)
     return data
 
 
-def _blocks(variable: xr.DataArray, progress: Progress | None = None) -> Iterator[np.ndarray]:
+def _blocks(variable: xr.DataArray, progress: Progress = silent) -> Iterator[np.ndarray]:
     """Values of a variable, some examples at a time where it has such."""
     if variable.dims[:1] != ("example",):
         yield np.ascontiguousarray(variable.values)
@@ -121,7 +121,7 @@ def _write_npz(data: xr.Dataset, path: Path, progress: Progress) -> None:
                     continue
                 header = {"descr": variable.dtype.str, "fortran_order": False, "shape": variable.shape}
                 np.lib.format.write_array_header_1_0(file, header)
-                for block in _blocks(data[name], progress if variable.ndim > 1 else None):
+                for block in _blocks(data[name], progress if variable.ndim > 1 else silent):
                     file.write(block.data)
 
 
@@ -145,7 +145,7 @@ def _write_safetensors(data: xr.Dataset, path: Path, progress: Progress) -> None
     with path.open("wb") as file:
         file.write(len(written).to_bytes(8, "little") + written)
         for name in numbers:
-            for block in _blocks(data[name], progress if data[name].ndim > 1 else None):
+            for block in _blocks(data[name], progress if data[name].ndim > 1 else silent):
                 file.write(block.data)
 
 

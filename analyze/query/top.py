@@ -15,7 +15,7 @@ from analyze.query.sql import query_lake
 from analyze.sae.dictionary import activation_of, sae_codes
 from schemas import MissingRunError, UsageError, nearest
 from schemas.checks import check_whole
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from store import Lake, Result, select_result
 from store.select import fits
 from store.vectors import stored_direction
@@ -68,7 +68,7 @@ def top_of_head(
     n: int = 10,
     positions: Sequence[str] | None = None,
     keys: Sequence[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> pd.DataFrame:
     """Where a head pays most attention.
 
@@ -114,7 +114,7 @@ def top_of_feature(
     *,
     n: int = 10,
     positions: Sequence[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> pd.DataFrame:
     """Where a feature of a stored dictionary fires most: by magnitude, as codes of ``abs_topk`` have signs.
 
@@ -187,7 +187,7 @@ def top_of_direction(
     n: int = 10,
     layers: Sequence[int] | None = None,
     positions: Sequence[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> pd.DataFrame:
     """Where states reach furthest along a direction of a stored result.
 

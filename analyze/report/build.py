@@ -18,7 +18,7 @@ from analyze.report.overview import OVERVIEW, about, experiment_rows, opening_se
 from analyze.report.sections import chapters, sections
 from analyze.report.view import Writer, section_view
 from schemas import UsageError, filled
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.whole_files import check_outside, write_whole
 from store import open_lake
 
@@ -51,7 +51,7 @@ def build_report(
     runs: Sequence[str] | None = None,
     n_problem: int = 40,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Report:
     """Write ``index.html``, its figures (PNG and SVG) and its tables (CSV) into a folder.
 
@@ -94,17 +94,14 @@ def build_report(
     with mpl.rc_context(STYLE):
         for section in sections():
             shown[section.slug] = section_view(section, writer, context)
-            if progress is not None:
-                progress(len(shown), total)
+            progress(len(shown), total)
         overview = section_view(OVERVIEW, writer, context)
     data = explore.page_data(context, n_problem=n_problem, seed=seed)
-    if progress is not None:
-        progress(total - 1, total)
+    progress(total - 1, total)
     path = Path(out) / "index.html"
     page = _page(context, state, overview, shown, data)
     write_whole(path, page.encode(errors="backslashreplace").decode())  # a folder's name may be no UTF-8
-    if progress is not None:
-        progress(total, total)
+    progress(total, total)
     return _report(path, writer, shown, data)
 
 

@@ -23,7 +23,7 @@ from analyze.sae.spec import REPORT_LAYERS, REPORT_POSITIONS, SCOPES, SAESpec, S
 from schemas.checks import check_whole
 from schemas.errors import SchemaError, UsageError
 from schemas.problem_sums import problem_of
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.spelling import nearest
 
 __all__ = [
@@ -138,7 +138,7 @@ def train_sae(
     *,
     scope: Scope = "pool",
     n_top: int = 10,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Learn sparse dictionaries from stored activations.
 
@@ -350,13 +350,12 @@ def _by_source(values: NDArray[np.float32], hidden: Sequence[int]) -> NDArray[np
 class Ticker:
     """Count what was done, for a progress callback."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
+    def __init__(self, progress: Progress, total: int) -> None:
         self.progress, self.total, self.done = progress, total, 0
 
     def __call__(self) -> None:
         self.done = min(self.done + 1, self.total)
-        if self.progress:
-            self.progress(self.done, self.total)
+        self.progress(self.done, self.total)
 
 
 def with_split(sae: xr.Dataset, first: xr.DataArray, split: NDArray[np.str_]) -> xr.Dataset:

@@ -15,7 +15,7 @@ from analyze.sae.metrics import sae_metrics
 from analyze.sae.spec import LEARNING, SAESpec
 from schemas.command import Cost
 from schemas.errors import UsageError
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 
 if TYPE_CHECKING:
     from analyze.sae.command import SAESettings
@@ -32,7 +32,7 @@ def measure_sae(
     spec: SAESpec | None = None,
     *,
     n_top: int = 10,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Reconstruction, sparsity and top problems of a dictionary that was not learned here.
 

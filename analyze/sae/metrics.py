@@ -11,14 +11,14 @@ from analyze.labels import numbered
 from analyze.sae.batches import SPLITS, Block, Rows
 from analyze.sae.codes import Activations, sources, weights
 from schemas.errors import SchemaError
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 
 DEFINITIONS = ("squared_error", "per_dimension", "all_elements")
 _EDGES = np.linspace(-4, 2, 61)  # log10 of a code's size over the mean norm of centred rows
 
 
 def sae_metrics(
-    sae: xr.Dataset, activation: Activations, *, n_top: int = 10, progress: Progress | None = None
+    sae: xr.Dataset, activation: Activations, *, n_top: int = 10, progress: Progress = silent
 ) -> xr.Dataset:
     """Reconstruction, sparsity and top-activating problems of a dictionary.
 
@@ -72,8 +72,7 @@ def sae_metrics(
             codes = known.encode(here, int(cell))
             residual = here - known.decode(codes, int(cell))
             tally.add(int(cell), side[example[real]], example[real], here, residual, known.compared(codes, int(cell)))
-        if progress:
-            progress(done + 1, n_block)
+        progress(done + 1, n_block)
     metrics = tally.dataset(sae, source, first)
     metrics["n_infinite"] = (), rows.n_infinite
     metrics["n_infinite"].attrs = {"long_name": "rows left out because a number in them is infinite"}

@@ -26,7 +26,7 @@ from analyze.labels import require_dims
 from schemas import UsageError
 from schemas.asked import asked
 from schemas.problem_sums import problem_of
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.resampling import percentiles
 
 Estimator = Literal["debiased", "biased"]
@@ -52,7 +52,7 @@ def similarity(
     resamples: int = 200,
     permutations: int = 200,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """CKA between every layer and position of two runs, over the problems that both have.
 
@@ -117,8 +117,7 @@ def similarity(
         else:
             shuffled = left.products(sides[1].whole(order)) / lengths
             greatest.append([largest(values) for values in means.of(shuffled)])
-        if progress is not None:
-            progress(done + 1, len(orders))
+        progress(done + 1, len(orders))
     result = _labelled(first, other, estimates, drawn, np.array(greatest), n)
     return result.assign_attrs(
         kind="similarity", first=first.attrs.get("run", ""), second=other.attrs.get("run", ""), estimator=estimator,

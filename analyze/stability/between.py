@@ -15,7 +15,7 @@ from analyze.lens.logit import logit_lens
 from analyze.probes.tasks import draw_examples
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError, segment_of
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.resampling import draw_counts, percentiles, tail
 from schemas.statistics import adjust
 
@@ -53,7 +53,7 @@ def stability(
     resamples: int = 300,
     shuffles: int = 2000,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Compare the heads and thoughts of every two runs.
 
@@ -115,8 +115,7 @@ def stability(
     for number, (name, run) in enumerate(parts.items()):
         weight = _weights(groups[name], resamples, seed)
         read[name] = _read(run, model_of(name), weight, n_step, len(np.unique(groups[name])))
-        if progress is not None:
-            progress(number + 1, len(parts))
+        progress(number + 1, len(parts))
     names, rng = list(read), np.random.default_rng(seed)
     values: dict[str, Array] = {}
     for (i, first), (j, second) in product(enumerate(names), enumerate(names)):

@@ -21,7 +21,7 @@ from analyze.traces.readings import Readings, joined, read_states
 from schemas import UsageError
 from schemas.naming import FED
 from schemas.problem_sums import other_rows, problem_of
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.resampling import mean_interval
 from schemas.statistics import share_interval
 from schemas.wording import interval_columns
@@ -49,7 +49,7 @@ def traces(
     permutations: int = 20,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Read the thoughts of every problem, and chain what they read as to solutions that end at the model's answer.
 
@@ -138,8 +138,7 @@ def traces(
     parts = []
 
     def report(done: int, total: int = len(problem) * (1 + len(shuffled))) -> None:
-        if progress is not None:
-            progress(done, total)
+        progress(done, total)
 
     for layer in layers:
         mark = joblib.hash([*whole, layer])

@@ -13,7 +13,7 @@ from analyze.statistics import ratio_interval
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.resampling import draw_counts
 from schemas.wording import interval_names
 
@@ -30,7 +30,7 @@ def transfer_dictionaries(
     test: Sequence[str],
     settings: TransferSettings | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Reconstruct the states of runs with the dictionaries of others.
 
@@ -103,8 +103,7 @@ def transfer_dictionaries(
                 measures += ratio_interval(wrong - best[0], spread, drawn, settings.level) if best else [np.nan] * 3
                 for name, value in zip(names, [*measures, l0, dead, control], strict=True):
                     values[name][i, j, a, b] = value
-            if progress is not None:
-                progress(j * len(layers) * len(positions) + place + 1, len(test) * len(layers) * len(positions))
+            progress(j * len(layers) * len(positions) + place + 1, len(test) * len(layers) * len(positions))
     dims = ("fit", "test", "layer", "position")
     data: dict[str, Any] = {name: (dims, value) for name, value in values.items()}
     data |= {f"own_{name}": (dims[1:], value) for name, value in own.items()}

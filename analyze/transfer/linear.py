@@ -36,7 +36,7 @@ from analyze.transfer.command import TransferSettings
 from analyze.transfer.matrix import against_own, assembled, described, squared_errors
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError
-from schemas.progress import Progress, stretch
+from schemas.progress import Progress, silent, stretch
 from schemas.resampling import draw_counts
 from schemas.statistics import adjust
 
@@ -79,7 +79,7 @@ def transfer_probes(
     settings: TransferSettings | None = None,
     *,
     folder: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Test probes and directions of some runs on others.
 

@@ -16,7 +16,7 @@ from analyze.statistics import ratio_interval
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError, answer_word
-from schemas.progress import Progress, stretch
+from schemas.progress import Progress, silent, stretch
 from schemas.resampling import draw_counts
 from schemas.scoring import value_text
 from schemas.statistics import split_problems
@@ -36,7 +36,7 @@ def transfer_lenses(
     test: Sequence[str],
     settings: TransferSettings | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Read the states of runs through the tuned lenses of others.
 

@@ -37,7 +37,7 @@ from extract.small_models.losses import Settings
 from extract.small_models.thinking import Sequence
 from extract.small_models.train import GRAPH_NAMES, TrainingState, make_optimizer, optimize, run_stages
 from schemas import UsageError
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 
 EOS = 0
 
@@ -72,7 +72,7 @@ def train_graph(
     out: Path | str,
     seed: int = 0,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = silent,
     *,
     stages: list[tuple[str, GraphStage]] | None = None,
     save_every: int = 100,

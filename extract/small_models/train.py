@@ -29,7 +29,7 @@ from extract.small_models.problems import MAX_OPERATION, make_splits
 from extract.small_models.thinking import ProblemTable, Words, tabulate
 from schemas.errors import UsageError
 from schemas.json_values import read_json
-from schemas.progress import Progress
+from schemas.progress import Progress, silent
 from schemas.whole_files import beside, write_json
 
 NAMES = tuple(
@@ -94,7 +94,7 @@ def train(
     out: Path | str,
     seed: int = 0,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = silent,
     *,
     stages: list[tuple[str, Stage]] | None = None,
     data: dict[str, ProblemTable] | None = None,
@@ -160,7 +160,7 @@ def run_stages(
     make_step: Callable[[StageT, np.random.Generator], dict[str, torch.Tensor]],
     score: Callable[[StageT], dict[str, float]],
     save: Callable[[StageT, Path], None],
-    progress: Progress | None,
+    progress: Progress,
     save_every: int,
     stop_after: int | None,
 ) -> list[Path]:
@@ -196,8 +196,7 @@ def run_stages(
                 state.curve.append({"stage": index + 1, "step": state.step, **parts, **score(stage)})
             if state.step % save_every == 0 or state.step == stage.steps:
                 state.save(state_file)
-            if progress is not None:
-                progress(before + state.step, total)
+            progress(before + state.step, total)
         before += stage.steps
         save(stage, out / stage_name)
         note = {"seed": seed, "stages": [asdict(s) for _, s in stages[: index + 1]], "curve": state.curve}
