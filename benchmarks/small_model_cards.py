@@ -9,7 +9,6 @@ models (of those that search graphs, what ``python -m extract.small_models.graph
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,7 @@ def seeds_text(work: Path, name: str, kind: str, shipped: dict[str, Any]) -> lis
     """One row per seed that was trained with the shipped command."""
     rows = {0: shipped}
     for path in sorted(work.glob(f"{name}-seed*.json")):
-        rows[int(path.stem.rsplit("seed", 1)[1])] = json.loads(path.read_text(encoding="utf-8"))
+        rows[int(path.stem.rsplit("seed", 1)[1])] = read(path)
     good = sum(not reaches(rates, kind) for rates in rows.values())
     lines = [
         f"Trained to the end with {len(rows)} seed{'s' if len(rows) > 1 else ''}, of which {good} reached every figure"
@@ -148,99 +147,71 @@ def goal_texts(kind: str) -> list[str]:
     ]
 
 
-def card(name: str, work: Path) -> str:
-    """Text of a model card."""
+def read(path: Path) -> Any:
+    """Content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def rendered(template: str, name: str, work: Path, **more: Any) -> str:
+    """Text of a card from its template, with what every model has and more."""
+    training, rates = read(CHECKPOINTS / name / "training.json"), read(work / f"{name}.json")
+    text = Path(__file__).with_name(f"{template}_model_card.md").read_text(encoding="utf-8")
+    known = {"name": name, "training": training, "first": training["stages"][0], "second": training["stages"][-1]}
+    return jinja2.Template(text).render(**known, rates=rates, **more) + "\n"
+
+
+def story_card(name: str, work: Path) -> str:
+    """Text of the card of a model that thinks about stories, or is fed one vector at every thought."""
     architecture = name.split("-")[1]
-    kind = "-decodable" if name.endswith("-decodable") else ""
-    rates = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
+    rates, first = read(work / f"{name}.json"), read(CHECKPOINTS / name / "training.json")["stages"][0]
     direct_file = work / f"small-{architecture}-direct.json"
-    direct = json.loads(direct_file.read_text(encoding="utf-8")) if direct_file.exists() else None
-    training = json.loads((CHECKPOINTS / name / "training.json").read_text(encoding="utf-8"))
-    template = jinja2.Template(Path(__file__).with_name("small_model_card.md").read_text(encoding="utf-8"))
-    text = template.render(
-        name=name,
-        family=FAMILY[architecture],
-        used=not kind,
-        training=training,
-        first=training["stages"][0],
-        second=training["stages"][1],
-        mixture=", ".join(f"{share:.0%}" for share in training["stages"][0]["mixture"]),
-        rates=rates,
-        direct=direct,
-        text={label: rate_text(rate) for label, rate in rates.items()},
-        operations="\n".join(operations_table(rates, direct)),
-        lenses="\n".join(f"| {label.removeprefix('lens at ')} | {rate_text(rates[label])} |" for label in LENSES),
-        seeds="\n".join(seeds_text(work, name, kind, rates)),
-    )
-    return text + "\n"
+    direct = read(direct_file) if direct_file.exists() else None
+    known = {
+        "architecture": architecture,
+        "direct": direct,
+        "mixture": ", ".join(f"{share:.0%}" for share in first["mixture"]),
+        "text": {label: rate_text(rate) for label, rate in rates.items()},
+        "operations": "\n".join(operations_table(rates, direct)),
+        "lenses": "\n".join(f"| {label.removeprefix('lens at ')} | {rate_text(rates[label])} |" for label in LENSES),
+    }
+    if name in PAUSE_NAMES:
+        return rendered("pause", name, work, family=network(architecture), **known)
+    kind = "-decodable" if name.endswith("-decodable") else ""
+    seeds = "\n".join(seeds_text(work, name, kind, rates))
+    return rendered("small", name, work, family=FAMILY[architecture], used=not kind, seeds=seeds, **known)
 
 
 def cot_card(name: str, work: Path) -> str:
     """Text of the card of a model that writes its steps."""
     architecture = name.split("-")[1]
-    rates = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
-    training = json.loads((CHECKPOINTS / name / "training.json").read_text(encoding="utf-8"))
-    template = jinja2.Template(Path(__file__).with_name("cot_model_card.md").read_text(encoding="utf-8"))
-    text = template.render(
-        name=name, architecture=architecture, family=", ".join(FAMILY[architecture].split(", ")[:2]), training=training,
-        first=training["stages"][0], rates=rates,
-        scores=[("right" if label == "accuracy" else label, rate_text(rate)) for label, rate in rates.items()],
-    )  # fmt: skip
-    return text + "\n"
+    scores = [("right" if label == "accuracy" else label, rate_text(rate))
+              for label, rate in read(work / f"{name}.json").items()]  # fmt: skip
+    return rendered("cot", name, work, architecture=architecture, family=network(architecture), scores=scores)
 
 
-def pause_card(name: str, work: Path) -> str:
-    """Text of the card of a model that is fed one vector at every thought."""
-    architecture = name.split("-")[1]
-    rates = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
-    direct_file = work / f"small-{architecture}-direct.json"
-    direct = json.loads(direct_file.read_text(encoding="utf-8")) if direct_file.exists() else None
-    training = json.loads((CHECKPOINTS / name / "training.json").read_text(encoding="utf-8"))
-    template = jinja2.Template(Path(__file__).with_name("pause_model_card.md").read_text(encoding="utf-8"))
-    text = template.render(
-        name=name, architecture=architecture, family=", ".join(FAMILY[architecture].split(", ")[:2]), training=training,
-        first=training["stages"][0], rates=rates, direct=direct,
-        mixture=", ".join(f"{share:.0%}" for share in training["stages"][0]["mixture"]),
-        text={label: rate_text(rate) for label, rate in rates.items()},
-        operations="\n".join(operations_table(rates, direct)),
-        lenses="\n".join(f"| {label.removeprefix('lens at ')} | {rate_text(rates[label])} |" for label in LENSES),
-    )  # fmt: skip
-    return text + "\n"
+def network(architecture: str) -> str:
+    """Class and positions of a network, without its number of weights."""
+    return ", ".join(FAMILY[architecture].split(", ")[:2])
 
 
 def graph_card(name: str, work: Path) -> str:
     """Text of the card of the Coconut model or of one of its controls."""
-    rates = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
-    shortcut = json.loads((work / "shortcuts.json").read_text(encoding="utf-8"))
-    training = json.loads((CHECKPOINTS / name / "training.json").read_text(encoding="utf-8"))
+    rates = read(work / f"{name}.json")
     twins = {label: rate for label, rate in rates.items() if "of a twin" in label}
-    scores = [(label, rate_text(rate)) for label, rate in rates.items() if label not in twins]
+    scores = [("right" if label == "accuracy" else label, rate_text(rate))
+              for label, rate in rates.items() if label not in twins]  # fmt: skip
     if name == "small-graph":
         for control in ("pause", "direct"):
-            accuracy = json.loads((work / f"{name}-{control}.json").read_text(encoding="utf-8"))["accuracy"]
+            accuracy = read(work / f"{name}-{control}.json")["accuracy"]
             scores.append((f"*the {control} control*: right", rate_text(accuracy)))
-    template = jinja2.Template(Path(__file__).with_name("graph_model_card.md").read_text(encoding="utf-8"))
-    text = template.render(
-        name=name,
-        kind=training["stages"][1]["kind"],
-        training=training,
-        first=training["stages"][0],
-        second=training["stages"][1],
-        rates=rates,
-        shortcut={label: rate_text(rate) for label, rate in shortcut.items()},
-        scores=[("right" if label == "accuracy" else label, text) for label, text in scores],
+    return rendered(
+        "graph", name, work, kind=read(CHECKPOINTS / name / "training.json")["stages"][1]["kind"], scores=scores,
+        shortcut={label: rate_text(rate) for label, rate in read(work / "shortcuts.json").items()},
         twins=[
             [f"ct{k}", *(rate_text(twins[TWIN.format(k=k, step=step)]) for step in (1, 2, 3))]
             for k in range(3 if twins else 0)
         ],
-    )
-    return text + "\n"
-
-
-def writer(name: str) -> Callable[[str, Path], str]:
-    """What writes a model's card."""
-    kinds = {GRAPH_NAMES: graph_card, COT_NAMES: cot_card, PAUSE_NAMES: pause_card}
-    return next((write for names, write in kinds.items() if name in names), card)
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -248,15 +219,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(__file__).with_name("small_models"), metavar="DIR")
     options = parser.parse_args()
-    for name in (*NAMES, *COT_NAMES, *PAUSE_NAMES, *GRAPH_NAMES):
+    writers = {(*NAMES, *PAUSE_NAMES): story_card, COT_NAMES: cot_card, GRAPH_NAMES: graph_card}
+    for name, write in [(name, write) for names, write in writers.items() for name in names]:
         folder = CHECKPOINTS / name
         if not (options.work / f"{name}.json").exists():
             print(f"{name}: not measured")
             continue
-        curve = json.loads((folder / "training.json").read_text(encoding="utf-8"))["curve"]
-        draw_curve(curve, folder / "curve.png")
-        text = writer(name)(name, options.work)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        draw_curve(read(folder / "training.json")["curve"], folder / "curve.png")
+        (folder / "README.md").write_text(write(name, options.work), encoding="utf-8")
         print(f"{name}: written")
 
 
