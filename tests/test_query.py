@@ -62,6 +62,14 @@ def test_a_query_gives_what_xarray_gives(ask, analysed_lake, tmp_path):
     assert "committed" not in listed["one_problems"]["columns"]
 
 
+def test_no_digit_of_a_number_is_lost(ask):
+    sql = "select 0.5 as half, sum(1) as n, 12345678901234567.89::decimal(20, 2) as long, 100000.25::double as price"
+    assert json.loads(ask(sql, "--json")[1]) == [
+        {"half": 0.5, "n": 1, "long": "12345678901234567.89", "price": 100000.25}
+    ]
+    assert ask(sql)[1].split()[4:8] == ["0.5", "1", "12345678901234567.89", "100000.25"]
+
+
 def test_what_is_not_there_is_null(call, tmp_path):
     pytest.importorskip("duckdb")
     model = make_model()

@@ -50,7 +50,7 @@ def cell_text(cell: Any) -> str:
         return ""
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
         return str(int(cell))
-    return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.{6 if abs(cell) < 1e5 else 12}g}" if isinstance(cell, float) else str(cell)
 
 
 def written(frame: Any, settings: "QuerySettings | TopSettings", table: Table) -> Output:

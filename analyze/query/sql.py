@@ -4,7 +4,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -148,12 +150,12 @@ def query_lake(lake: Lake, sql: str) -> pd.DataFrame:
                 if key in known:
                     connection.register(name, _without_nan(known[key].read()))
             found = connection.execute(sql)
-            if "HUGEINT" in [str(column[1]) for column in found.description]:  # sums, of which pandas makes floats
+            if any(re.match("U?HUGEINT|DECIMAL", str(column[1])) for column in found.description):  # floats to pandas
                 names = [str(column[0]) for column in found.description]
                 unique = [
                     f"{name}_{names[:i].count(name)}" if name in names[:i] else name for i, name in enumerate(names)
                 ]
-                return pd.DataFrame(found.fetchall(), columns=unique, dtype=object).infer_objects()
+                return pd.DataFrame(found.fetchall(), columns=unique, dtype=object).map(_number).infer_objects()
             answer: pd.DataFrame = found.df()
             return answer.map(lambda cell: cell.tolist() if isinstance(cell, np.ndarray) else cell)
         except duckdb.Error as error:
@@ -163,6 +165,11 @@ def query_lake(lake: Lake, sql: str) -> pd.DataFrame:
                 there = [name for table in lake_tables(lake) for name in (table.name, table.of)]
                 reason = reason.split(" Did you mean")[0].removesuffix("!") + nearest(strange[0], there)
             raise UsageError(f"{sql!r}: {reason}; lake query {lake.location} lists the tables") from error
+
+
+def _number(cell: Any) -> Any:
+    """A decimal number as a float, where that has all its digits; any other cell as it is."""
+    return float(cell) if isinstance(cell, Decimal) and Decimal(str(float(cell))) == cell else cell
 
 
 def _without_nan(table: pd.DataFrame) -> pd.DataFrame:
