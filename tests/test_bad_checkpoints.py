@@ -133,6 +133,9 @@ def test_a_tokenizer_that_is_read_otherwise_than_its_file_says_is_told(tmp_path:
     folder = shutil.copytree(SHIPPED / "small-gpt2", tmp_path / "codi")
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text())
+    cut = json.loads((folder / "tokenizer.json").read_text())
+    cut["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}  # of a trainer
+    (folder / "tokenizer.json").write_text(json.dumps(cut))
     for name, told in (("GPT2Tokenizer", 1), ("PreTrainedTokenizerFast", 0)):
         file.write_text(json.dumps(config | {"tokenizer_class": name}))
         assert sum("cuts text otherwise" in note for note in load_reasoner(folder).notes) == told

@@ -266,6 +266,8 @@ def test_a_data_set_is_not_called_like_an_array_of_the_model(tmp_path, name):
     path = write(tmp_path / "a.jsonl", [{"question": "a?", "answer": 1}])
     with pytest.raises(UsageError, match="NAME=FILE"):
         read_problems(f"{name}={path}")
+    with pytest.raises(UsageError, match="data file a=c.jsonl cannot be read"):
+        read_problems("a=a=c.jsonl")
 
 
 def test_same_content_has_the_same_fingerprint_whatever_the_file(tmp_path):

@@ -356,7 +356,11 @@ def tokenizer_notes(folder: Path, tokenizer: Any, source: str, *, chat: bool) ->
     if chat and not tokenizer.chat_template:
         notes.append(f"the tokenizer of {source} has no chat template, so questions are asked as they stand")
     by_class = tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
-    if file.is_file() and Tokenizer.from_file(str(file)).encode(_SAMPLE, add_special_tokens=False).ids != by_class:
+    plain = Tokenizer.from_file(str(file)) if file.is_file() else None
+    if plain is not None:  # trainers leave both in the file; tokenizers that are asked for neither pass over them
+        plain.no_truncation()
+        plain.no_padding()
+    if plain is not None and plain.encode(_SAMPLE, add_special_tokens=False).ids != by_class:
         notes.append(
             f"the tokenizer of {source} is read as {type(tokenizer).__name__}, which cuts text otherwise than its"
             " tokenizer.json; a model that was trained with that file needs another tokenizer_class in"

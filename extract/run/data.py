@@ -121,7 +121,7 @@ def read_problems(
     """
     if limit is not None:
         check_whole("limit", limit, 1)
-    name, _, source = data.rpartition("=") if "=" in data and not Path(data).exists() else ("", "", data)
+    name, _, source = data.partition("=") if "=" in data and not Path(data).exists() else ("", "", data)
     if not name:
         name = source.split(":")[1].replace("/", "-") if source.startswith(HUB) else Path(source).expanduser().stem
     rows = read_rows(source)
