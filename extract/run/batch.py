@@ -31,7 +31,7 @@ def read_plan(path: str) -> list[ExtractSettings]:
         is not there, or two runs have one name; the run is named.
     """
     try:
-        content = tomllib.loads(Path(path).expanduser().read_bytes().decode())
+        content = tomllib.loads(Path(path).expanduser().read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"plan {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
