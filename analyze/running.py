@@ -1,6 +1,7 @@
 """Running a declared analysis over the runs of a lake."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import xarray as xr
@@ -72,6 +73,8 @@ def _part(data: xr.Dataset, lake: Lake, run: str, asked: dict[str, Any]) -> xr.D
 def analyse(command: Analysis, groups: Sequence[Sequence[Source]], settings: Settings) -> Iterator[list[Kept]]:
     """Run an analysis on each group and store what it makes; results are handed out as they are made."""
     for sources in groups:
+        if otherwise := made_otherwise({source.run: source.data.attrs for source in sources}):
+            sources[0].shell.note(otherwise)
         spec = settings.spec() | _order_of(sources[0].data, settings)
         drawn = [source.n_sampled for source in sources if source.n_sampled is not None]
         spec |= {"sample": max(drawn)} if drawn else {}
@@ -96,6 +99,17 @@ def analyse(command: Analysis, groups: Sequence[Sequence[Source]], settings: Set
         for source in sources:
             remove_folder(source.folder)
         yield kept
+
+
+def made_otherwise(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """What is to be said of runs (their attributes) that are compared, and were made with other settings."""
+    specs = {run: json.loads(attributes.get("spec", "{}")) for run, attributes in runs.items()}
+    told = []
+    for name in ("compute_dtype", "max_new_tokens"):
+        values = {run: spec.get(name) for run, spec in specs.items()}
+        if len(set(values.values())) > 1:
+            told.append(f"{name} {', '.join(f'{value} of {run}' for run, value in values.items())}")
+    return f"made with other settings, from which a difference may come: {'; '.join(told)}" if told else ""
 
 
 def _check_made(command: Analysis, result: Any) -> None:

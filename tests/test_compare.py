@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -94,3 +95,13 @@ def test_tables_have_a_row_for_each_model_and_difference(lake):
 def test_a_comparison_needs_two_runs(lake):
     with pytest.raises(UsageError, match="at least two different runs"):
         compare(lake, RUNS[:1])
+
+
+def test_runs_made_with_other_settings_are_told(lake, call, tmp_path):
+    place = shutil.copytree(lake.location, tmp_path / "own.lake")
+    code, _, err = call("analyze", "compare", place, RUNS[0], "deep/other", "--resamples", 20)
+    longest = json.loads(lake[RUNS[0]].attrs["spec"])["max_new_tokens"]
+    assert code == 0
+    assert f"a difference may come: max_new_tokens {longest} of {RUNS[0]}, 3 of deep/other\n" in err
+    code, _, err = call("analyze", "compare", place, *RUNS, "--resamples", 20)
+    assert (code, "a difference may come" in err) == (0, False)
