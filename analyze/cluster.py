@@ -169,14 +169,14 @@ def _made(function: Callable[..., Piece], unread: _Unread, *shared: Any) -> Piec
     return function(*dask.compute(*unread.arguments, scheduler="synchronous"), *shared)
 
 
-def in_turn(lazy: Iterable[Any], ahead: int = 2) -> Iterator[Any]:
-    """Values of lazy objects in order; workers, where there are some, compute ``ahead`` of them at a time."""
+def in_turn(lazy: Iterable[Any]) -> Iterator[Any]:
+    """Values of lazy objects in order; workers, where there are some, compute the next while one is used."""
     client = _client()
     if client is None:
         for one in lazy:
             yield one.compute()
         return
-    yield from _results(map(client.compute, lazy), max(1, ahead))
+    yield from _results(map(client.compute, lazy), 2)
 
 
 def _results(futures: Iterable[Any], ahead: int) -> Iterator[Any]:

@@ -282,9 +282,7 @@ def colour_bar(axes: Sequence[Any], label: str, *, low: float = 0.0, high: float
     bar.ax.tick_params(labelsize=7)
 
 
-def bars(
-    ax: Axes, groups: Sequence[Any], series: Sequence[Series], *, zero: float = 0.0, form: str | None = None
-) -> None:
+def bars(ax: Axes, groups: Sequence[Any], series: Sequence[Series], *, form: str | None = None) -> None:
     """Grouped bars with their intervals; NaN leaves a gap.
 
     Parameters
@@ -300,7 +298,7 @@ def bars(
     for index, (look, heights, low, high) in enumerate(series):
         x = place + (index - (n - 1) / 2) * width
         values = np.asarray(heights, dtype="float64")
-        ax.bar(x, np.nan_to_num(values - zero), width * 0.92, bottom=zero, **look.bar())
+        ax.bar(x, np.nan_to_num(values), width * 0.92, **look.bar())
         if low is not None and high is not None:
             whiskers(ax, x, values, low, high)
         if form is not None:

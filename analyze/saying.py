@@ -42,12 +42,12 @@ def share(value: float, digits: int = 1) -> str:
     return "n/a" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}%".replace("-", MINUS)
 
 
-def points(value: float, digits: int = 1, *, unit: bool = True) -> str:
+def points(value: float, *, unit: bool = True) -> str:
     """A difference of shares in percentage points, with its sign."""
     if math.isnan(value):
         return "n/a"
-    value = 0.0 if abs(value) < 0.5 * 10.0 ** -(digits + 2) else value
-    return f"{100 * value:+.{digits}f}{' points' if unit else ''}".replace("-", MINUS)
+    value = 0.0 if abs(value) < 0.0005 else value  # never -0.0
+    return f"{100 * value:+.1f}{' points' if unit else ''}".replace("-", MINUS)
 
 
 def p_text(p: float) -> str:

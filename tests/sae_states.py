@@ -1,11 +1,27 @@
 """Planted states, and a small run and settings, that tests of dictionaries share."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
+import pytest
 import xarray as xr
 from synthetic import make_run
 
 CELLS = {"layer": [0, 1], "position": ["bot", "ct0", "ct1"]}
 SMALL = {"features": 12, "epochs": 2, "batch_size": 64, "k": 3}
+
+
+def python_with(*packages: str) -> str:
+    """Interpreter that has these packages: that of ``make peers``, or the one LAKE_PEERS_PYTHON names; else skip."""
+    peers = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
+    python = os.environ.get("LAKE_PEERS_PYTHON") or (str(peers) if peers.is_file() else sys.executable)
+    probe = "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
+    if subprocess.run([python, "-c", probe, *packages], check=False).returncode:
+        pytest.skip(f"{' and '.join(packages)} not installed; make peers installs them apart")
+    return python
 
 
 def dictionary(n_true: int, hidden: int, seed: int = 0) -> np.ndarray:

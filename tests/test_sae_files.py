@@ -1,7 +1,6 @@
 """Dictionaries as files: what SAELens reads of ours, its layouts 1 to 6, refusals of what is not known."""
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from sae_states import CELLS, SMALL, small_run
+from sae_states import CELLS, SMALL, python_with, small_run
 from safetensors.torch import load_file, save_file
 
 from analyze.sae.dictionary import SAESpec, load_sae, sae_codes, sae_reconstruction, save_sae, train_sae
@@ -230,15 +229,11 @@ def test_grid_and_crosscoder_files(run, tmp_path):
 
 
 def test_sae_lens_computes_the_same(run, tmp_path):
-    """The real library, in an interpreter of its own: that of ``make peers``, or the one LAKE_PEERS_PYTHON names.
+    """The real library, in an interpreter of its own.
 
     It reads every layout that its version 6 still does, and what is saved of dictionaries learned here.
     """
-    peers = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
-    python = os.environ.get("LAKE_PEERS_PYTHON") or (str(peers) if peers.is_file() else sys.executable)
-    probe = "import importlib.util, sys; sys.exit(importlib.util.find_spec('sae_lens') is None)"
-    if subprocess.run([python, "-c", probe], check=False).returncode:
-        pytest.skip("sae_lens is not installed; make peers installs it apart")
+    python = python_with("sae_lens")
     state = run["hidden_state"].sel(CELLS)
     np.save(tmp_path / "x.npy", state.values.reshape(-1, D_IN))
     names = [name for name in READ if "fine-tuned" not in name]  # version 6 no longer reads a scaling factor

@@ -1,9 +1,7 @@
 """Dictionaries of other libraries: what they compute, what is refused, and ``lake analyze sae --load``."""
 
 import json
-import os
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from sae_states import python_with
 from safetensors.torch import save_file
 from synthetic import make_model, make_run, write_run
 
@@ -128,12 +127,8 @@ def test_what_is_read_computes_what_its_library_computes(tmp_path: Path, name: s
 
 
 def test_the_libraries_themselves_compute_the_same(tmp_path: Path) -> None:
-    """The real ones, in an interpreter of their own: that of ``make peers``, or the one LAKE_PEERS_PYTHON names."""
-    peers = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
-    python = os.environ.get("LAKE_PEERS_PYTHON") or (str(peers) if peers.is_file() else sys.executable)
-    probe = "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ['dictionary_learning', 'sparsify'])))"
-    if subprocess.run([python, "-c", probe], check=False).returncode:
-        pytest.skip("dictionary_learning and sparsify are not installed; make peers installs them apart")
+    """The real ones, in an interpreter of their own."""
+    python = python_with("dictionary_learning", "sparsify")
     np.save(tmp_path / "x.npy", X)
     for name, (make, *_) in READ.items():
         make(tmp_path / name)

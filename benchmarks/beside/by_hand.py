@@ -77,8 +77,7 @@ class ByHandWorks:
     def _each(self, batches: list[list[int]], out: Path) -> int:
         total = 0
         for number, batch in enumerate(batches):
-            longest = max(len(self.job.prompts[index]) for index in batch)
-            kept = Kept(self.job, len(batch), longest + self.job.n_latent + len(self.job.closing) + self.job.n_answer)
+            kept = Kept(self.job, batch)
             self.hand.run(batch, kept)
             total += kept.save(out / f"{number}.npz")
         return total
@@ -104,8 +103,7 @@ class ByHandWorks:
         return total
 
     def _alone(self, index: int) -> dict[str, Any]:
-        n_column = len(self.job.prompts[index]) + self.job.n_latent + len(self.job.closing) + self.job.n_answer
-        kept = Kept(self.job, 1, n_column)
+        kept = Kept(self.job, [index])
         self.hand.run([index], kept)
         return vars(kept)
 

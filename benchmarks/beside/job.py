@@ -40,11 +40,16 @@ class Job:
         path = self.folder / "projection.pt"
         self.projection: Any = torch.load(path, weights_only=False).eval() if path.is_file() else None
 
+    def columns(self, batch: list[int]) -> tuple[int, int]:
+        """Number of columns of a batch's longest question, and of question, thoughts and answer."""
+        longest = max(len(self.prompts[index]) for index in batch)
+        return longest, longest + self.n_latent + len(self.closing) + self.n_answer
+
     def laid_out(self, batch: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens of a batch padded on the left, ``(row, column)``; which of all columns exist; their position ids."""
-        longest = max(len(self.prompts[index]) for index in batch)
+        longest, n_column = self.columns(batch)
         tokens = torch.full((len(batch), longest), self.eos)
-        mask = torch.ones(len(batch), longest + self.n_latent + len(self.closing) + self.n_answer, dtype=torch.long)
+        mask = torch.ones(len(batch), n_column, dtype=torch.long)
         for row, index in enumerate(batch):
             tokens[row, longest - len(self.prompts[index]) :] = torch.tensor(self.prompts[index])
             mask[row, : longest - len(self.prompts[index])] = 0
@@ -62,13 +67,12 @@ class Kept:
     ----------
     job
         For its sizes.
-    n_row
-        Of the batch.
-    n_column
-        Of question, thoughts and answer.
+    batch
+        Indices of its questions.
     """
 
-    def __init__(self, job: Job, n_row: int, n_column: int) -> None:
+    def __init__(self, job: Job, batch: list[int]) -> None:
+        n_row, n_column = len(batch), job.columns(batch)[1]
         n_layer, n_head, hidden = (job.sizes[name] for name in ("layer", "head", "hidden"))
         self.hidden_state = np.zeros((n_row, n_layer, n_column, hidden), "float16")
         self.final_state = np.zeros((n_row, n_column, hidden), "float16")

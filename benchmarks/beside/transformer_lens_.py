@@ -37,8 +37,7 @@ class Works:
         return total
 
     def _batch(self, batch: list[int]) -> Kept:
-        longest = max(len(self.job.prompts[index]) for index in batch)
-        kept = Kept(self.job, len(batch), longest + self.job.n_latent + len(self.job.closing) + self.job.n_answer)
+        kept = Kept(self.job, batch)
         memory = DynamicCache(config=self.bridge.original_model.config)
 
         def feed(column: int, mask: Tensor, position: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
