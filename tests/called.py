@@ -1,11 +1,14 @@
 """The command line, called in this process or in a fork of it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 import lake
+from store import RunWriter
 
 
 def run_lake(*words: object) -> int:
@@ -26,3 +29,20 @@ def forked_lake(words: list[str], prepare: Callable[[], object]) -> int:
         finally:
             os._exit(99)
     return child
+
+
+@contextmanager
+def claimed_elsewhere(place: Path, run: str) -> Iterator[None]:
+    """Meanwhile another process writes the run's first shard."""
+    (held, tell), (wait, release) = os.pipe(), os.pipe()
+    if (holder := os.fork()) == 0:
+        with RunWriter(place, run).claim(0) as claimed:
+            os.write(tell, b"1" if claimed else b"0")
+            os.read(wait, 1)
+        os._exit(0)
+    try:
+        assert os.read(held, 1) == b"1"
+        yield
+    finally:
+        os.write(release, b"1")
+        os.waitpid(holder, 0)

@@ -16,6 +16,12 @@ VOCABULARY = 400
 TARGETS = ("c_attn", "c_proj", "c_fc", "q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")
 
 
+def copy_tokenizer(folder: Path) -> None:
+    """The oracle's tokenizer into a model's folder."""
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(ORACLE / "base-gpt2" / file, folder / file)
+
+
 def write_checkpoint(
     folder: Path,
     config: PreTrainedConfig,
@@ -33,8 +39,7 @@ def write_checkpoint(
     checkpoint.mkdir()
     config.vocab_size = VOCABULARY
     config.save_pretrained(base)
-    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(ORACLE / "base-gpt2" / file, base / file)
+    copy_tokenizer(base)
     config.vocab_size = VOCABULARY + 3
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from codi_models import ORACLE
 
+from extract import Reasoner
 from extract.model.capture import KeyValues
 from extract.reenter import Target, open_target
 from extract.run.extract import extract, prepare
@@ -19,6 +20,11 @@ from store import open_lake
 
 torch.set_num_threads(1)
 MODELS = ("small-gpt2", "small-llama", "small-gpt2-decodable", "small-llama-decodable")
+
+
+def states_of(reasoner: Reasoner, vectors: torch.Tensor) -> torch.Tensor:
+    """Final states (place, hidden) of a sequence of vectors, fed whole, without a cache."""
+    return reasoner.model.base_model(inputs_embeds=vectors[None]).last_hidden_state[0]
 
 
 def story_lake(

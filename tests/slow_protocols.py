@@ -1,12 +1,11 @@
 """Random language models as transformers saves them, and how they answer, the whole sequence anew for every token."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from codi_models import ORACLE, VOCABULARY
+from codi_models import VOCABULARY, copy_tokenizer
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -30,8 +29,7 @@ def plain_model(folder: Path, config: Any = GPT2, vocabulary: int = VOCABULARY) 
     tied = {"lm_head.weight"}
     save_file({k: v for k, v in model.state_dict().items() if k not in tied}, folder / "model.safetensors")
     config.save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(ORACLE / "base-gpt2" / file, folder / file)
+    copy_tokenizer(folder)
     return model
 
 

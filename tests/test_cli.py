@@ -84,17 +84,10 @@ def test_what_happens_to_columns_and_steps_is_said(run, tmp_path):
 
 
 def test_mistakes_in_the_data(run, tmp_path):
+    """As the command tells them; what is refused is in ``test_data``."""
     lake = tmp_path / "a.lake"
     for content, words in [
-        ('{"question": "a?", "answer": "#### 1,5"}', ["line 1", "1,5"]),
-        ('{"question": "a?", "answer": 3}\n{"question": "\\ud83d", "answer": 3}', ["line 2", "half a character"]),
-        ('{"question": "a?", "answer": NaN}', ["line 1", "no number"]),
-        ("", ["is empty"]),
         ('{"question": "a"', ["line 1", "not JSON"]),
-        ('{"answer": "#### 1"}', ["line 1", "no question"]),
-        ('{"question": "", "answer": "#### 1"}', ["line 1", "empty question"]),
-        ('{"question": "a?", "answer": 3}\n{"question": "b?", "answer": "some"}', ["line 2", "no number", "--answer"]),
-        ('{"question": "a?", "answer": "Bob has 3 red apples"}', ["line 1", "a number or a text", "--answer"]),
         ('{"problem_text": "a?", "result": 3}', ["line 1", "problem_text, result", "--question-field"]),
         (json.dumps({"question": "word " * 400, "answer": 1}), ["question 1", "256", "--skip-long"]),
     ]:

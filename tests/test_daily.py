@@ -1,7 +1,6 @@
 """The command line in daily use: help, version, misspelt words, results shown again, removal, queries, top places."""
 
 import json
-import os
 import re
 from importlib.metadata import version
 from io import StringIO
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from called import claimed_elsewhere
 from two_runs import refused, two_runs
 
 import lake as command_line
@@ -19,7 +19,6 @@ from schemas import FORMAT_VERSION, Intervention, UsageError, nearest
 from schemas.csv_files import plain_numbers
 from schemas.meaning import explained
 from store import open_lake, remove, select_removable, verify
-from store.claim import CLAIMED, ShardClaim
 from store.info import describe_results
 
 
@@ -172,16 +171,8 @@ def test_a_killed_removal_leaves_nothing_that_is_read(made, tmp_path, monkeypatc
 
 def test_a_run_that_is_written_is_not_removed(call, tmp_path):
     path = two_runs(tmp_path / "a.lake")
-    (held, tell), (wait, release) = os.pipe(), os.pipe()
-    if (holder := os.fork()) == 0:
-        with ShardClaim(path / "one/problems" / CLAIMED, 0) as claimed:
-            os.write(tell, b"1" if claimed else b"0")
-            os.read(wait, 1)
-        os._exit(0)
-    assert os.read(held, 1) == b"1"
-    code, out, err = call("rm", path, "one/problems", "--yes")
-    os.write(release, b"1")
-    os.waitpid(holder, 0)
+    with claimed_elsewhere(path, "one/problems"):
+        code, out, err = call("rm", path, "one/problems", "--yes")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "another process is writing one/problems" in err
     assert open_lake(path).runs() == ["one/problems", "two/problems"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from reentry_lake import oracle_target, story_lake
+from reentry_lake import oracle_target, states_of, story_lake
 from small_runs import prepared_run
 
 import lake as command_line
@@ -47,9 +47,6 @@ def slowly(reasoner: Reasoner, question: str, answer: str, route: Route, pause: 
     """One route for one question, the whole sequence anew for every place."""
     embed = reasoner.model.get_input_embeddings()
 
-    def states(vectors: torch.Tensor) -> torch.Tensor:
-        return reasoner.model.base_model(inputs_embeds=vectors[None]).last_hidden_state[0]
-
     def fed(vectors: torch.Tensor, tokens: list[int]) -> torch.Tensor:
         return torch.cat([vectors, embed(torch.tensor(tokens, dtype=torch.long))])
 
@@ -57,18 +54,18 @@ def slowly(reasoner: Reasoner, question: str, answer: str, route: Route, pause: 
     vectors = embed(torch.tensor(prompt if route.marker == "kept" else prompt[:-1]))
     own = route.n_thought if route.series == "own" else min(route.n_thought, reasoner.n_latent)
     for _ in range(own):
-        vectors = torch.cat([vectors, reasoner.projection(states(vectors)[-1])[None]])
+        vectors = torch.cat([vectors, reasoner.projection(states_of(reasoner, vectors)[-1])[None]])
     if route.series != "own":
         filler = vectors[-1] if route.series == "repeat" else torch.from_numpy(pause)
         vectors = torch.cat([vectors, *[filler[None]] * (max(route.n_thought, reasoner.n_latent) - own)])
     if route.marker == "kept":
         vectors = fed(vectors, reasoner.closing_ids)
     tokens = reasoner.answer_tokens(answer)
-    log_p = reasoner.logits(states(fed(vectors, tokens[:-1]))[-len(tokens) :]).log_softmax(-1)
+    log_p = reasoner.logits(states_of(reasoner, fed(vectors, tokens[:-1]))[-len(tokens) :]).log_softmax(-1)
     each = log_p.gather(-1, torch.tensor(tokens)[:, None])[reasoner.prefix_length(answer) :]
     written: list[int] = []
     while len(written) < 3 and (not written or written[-1] != reasoner.eos_id):
-        written.append(int(reasoner.likeliest(reasoner.logits(states(fed(vectors, written))[-1]))))
+        written.append(int(reasoner.likeliest(reasoner.logits(states_of(reasoner, fed(vectors, written))[-1]))))
     return float(each.sum()), reasoner.decode(written)
 
 

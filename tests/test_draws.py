@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reentry_lake
 import torch
-from reentry_lake import story_lake
+from reentry_lake import states_of, story_lake
 
 from extract.reenter.ablation.command import CorruptSettings
 from extract.reenter.ablation.experiments import corrupt
@@ -28,18 +28,15 @@ def slow_draw(target: Target, row: int, given: dict[int, np.ndarray], uniform: n
     """An answer drawn token by token, each from the whole sequence."""
     reasoner = target.reasoner
     embed = reasoner.model.get_input_embeddings()
-
-    def last(vectors: torch.Tensor) -> torch.Tensor:
-        return reasoner.model.base_model(inputs_embeds=vectors[None]).last_hidden_state[0, -1]
-
     vectors = embed(torch.tensor(reasoner.encode(str(target.data["question"].values[row]))))
     for thought in range(6):
-        own = reasoner.projection(last(vectors))
+        own = reasoner.projection(states_of(reasoner, vectors)[-1])
         vectors = torch.cat([vectors, (torch.from_numpy(given[thought]) if thought in given else own)[None]])
     vectors = torch.cat([vectors, embed(torch.tensor(reasoner.closing_ids))])
     tokens: list[int] = []
     for chance in uniform:
-        share = torch.softmax(reasoner.writable(reasoner.logits(last(vectors))).double() / temperature, -1).cumsum(-1)
+        logits = reasoner.writable(reasoner.logits(states_of(reasoner, vectors)[-1])).double()
+        share = torch.softmax(logits / temperature, -1).cumsum(-1)
         tokens.append(int((share <= chance * share[-1]).sum()))
         if tokens[-1] == reasoner.eos_id:
             break

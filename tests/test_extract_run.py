@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from called import forked_lake
+from called import claimed_elsewhere, forked_lake
 from small_runs import checkpoint, prepared_run, tree, write_questions
 
 import lake as command_line
@@ -198,18 +198,10 @@ def test_a_shard_is_written_by_one_process(tmp_path: Path, data: Path) -> None:
     place = tmp_path / "claimed.lake"
     prepared = prepared_run(place, data, shard_examples=4)
     extract(prepared, place, part=(2, 3))
-    (held, tell), (wait, release) = os.pipe(), os.pipe()
-    if (holder := os.fork()) == 0:
-        with RunWriter(place, "toy/toy").claim(0) as claimed:
-            os.write(tell, b"1" if claimed else b"0")
-            os.read(wait, 1)
-        os._exit(0)
-    assert os.read(held, 1) == b"1"
-    RunWriter(place, "toy/toy").add_provenance({"threads": 99})  # puts another zarr.json in the place of the run's
-    done = extract(prepared, place)
+    with claimed_elsewhere(place, "toy/toy"):
+        RunWriter(place, "toy/toy").add_provenance({"threads": 99})  # puts another zarr.json in the place of the run's
+        done = extract(prepared, place)
     assert (done.shards_written, done.shards_kept, done.shards_elsewhere) == ([1], 1, 1)
-    os.write(release, b"1")
-    os.waitpid(holder, 0)
     assert extract(prepared, place).shards_written == [0]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import xarray as xr
 from codi_models import written_chain_model
-from reentry_lake import oracle_target, story_lake
+from reentry_lake import oracle_target, states_of, story_lake
 from scipy.stats import spearmanr
 from small_runs import prepared_run
 
@@ -57,18 +57,14 @@ def slow_states(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """States at ``bot``, the thoughts and ``eot``, and logits at the answer's number; some thoughts given."""
     embed = reasoner.model.get_input_embeddings()
-
-    def states(vectors: torch.Tensor) -> torch.Tensor:
-        return reasoner.model.base_model(inputs_embeds=vectors[None]).last_hidden_state[0]
-
     vectors = embed(torch.tensor(reasoner.encode(question)))
     for thought in range(6):
-        own = reasoner.projection(states(vectors)[-1])
+        own = reasoner.projection(states_of(reasoner, vectors)[-1])
         fed = torch.from_numpy(given[thought]) if thought in given else own
         vectors = torch.cat([vectors, fed[None]])
     shared = reasoner.answer_tokens(answer)[: reasoner.answer_start(answer)]
     vectors = torch.cat([vectors, embed(torch.tensor([*reasoner.closing_ids, *shared], dtype=torch.long))])
-    out = states(vectors)
+    out = states_of(reasoner, vectors)
     n = len(shared)
     return (out[:-n] if n else out)[-8:], reasoner.logits(out[-1])
 
@@ -189,7 +185,7 @@ def slow_chain(
     embed = reasoner.model.get_input_embeddings()
     vectors, states, written = embed(torch.tensor(reasoner.encode(question))), [], []
     for place, own in enumerate(tokens):
-        states.append(reasoner.model.base_model(inputs_embeds=vectors[None]).last_hidden_state[0, -1])
+        states.append(states_of(reasoner, vectors)[-1])
         chosen = own if place in read else int(reasoner.writable(reasoner.logits(states[-1])).argmax())
         written.append(chosen)
         fed = given[place] if place in given else embed(torch.tensor(chosen))

@@ -249,11 +249,16 @@ def test_a_flipped_byte_is_named(place: Path, name: str) -> None:
     path.write_bytes(whole)
 
 
-def test_a_flipped_byte_in_a_row_is_named(place: Path) -> None:
+def shard_of_states(place: Path) -> tuple[Path, bytes, np.ndarray]:
+    """The first shard of the run's states: its file, what it holds, and begin and length of each chunk in it."""
     layout = open_lake(place).layout("m/latent").arrays()["hidden_state"]
     path = place / "m/latent/hidden_state" / layout.key(0)
     whole = path.read_bytes()
-    index = np.frombuffer(whole[-layout.index_bytes : -4], dtype="<u8").reshape(*layout.grid, 2)
+    return path, whole, np.frombuffer(whole[-layout.index_bytes : -4], dtype="<u8").reshape(*layout.grid, 2)
+
+
+def test_a_flipped_byte_in_a_row_is_named(place: Path) -> None:
+    path, whole, index = shard_of_states(place)
     begin = int(index[1, 1, 2, 0, 0]) + 16 + 2 * 128  # the third example of the second chunk, after Blosc's header
     run = open_lake(place).open("m/latent", chunks=None)["hidden_state"].isel(layer=1, position=2)
     for at in (begin, begin + 127):
@@ -314,10 +319,7 @@ def test_a_chunk_comes_back_and_what_is_none_is_refused(name: str) -> None:
 
 
 def test_the_chunk_that_is_damaged_is_named(place: Path) -> None:
-    layout = open_lake(place).layout("m/latent").arrays()["hidden_state"]
-    path = place / "m/latent/hidden_state" / layout.key(0)
-    whole = path.read_bytes()
-    index = np.frombuffer(whole[-layout.index_bytes : -4], dtype="<u8").reshape(*layout.grid, 2)
+    path, whole, index = shard_of_states(place)
     at = int(index[1, 1, 2, 0].sum()) - 1
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
     run = open_lake(place).open("m/latent", chunks=None)["hidden_state"]

@@ -1,12 +1,11 @@
 """Small random bases, examples and settings that tests of training share."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from codi_models import ORACLE
+from codi_models import copy_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Olmo2Config
 
 from extract.training.command import TrainSettings
@@ -56,8 +55,7 @@ def make_base(folder: Path, architecture: str) -> Path:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(ORACLE / "base-gpt2" / file, folder / file)
+    copy_tokenizer(folder)
     return folder
 
 
