@@ -87,63 +87,66 @@ def attention_importance(
     check_whole("n_permutation", n_permutation, 0)
     check_whole("n_resample", n_resample, 0)
     x, y = _joined(attention, importance)
-    dims = [str(dim) for dim in x.dims if dim not in ("example", "position")]
-    x = x.transpose("example", *dims, "position")
-    lead = tuple(x.sizes[dim] for dim in dims)
-    groups = problem_of(x)
+    x = x.transpose("example", ..., "position")
     values = np.asarray(x.values, dtype="float64").reshape(len(x), -1, x.sizes["position"])  # (example, test, position)
-    target = np.asarray(y.values, dtype="float64")  # (example, position)
-
-    correlations = Correlations(values, target, (resolution_of(x), resolution_of(importance)))
-    observed = correlations.observed
-    total = n_permutation + n_resample
-    batch = int(np.clip(DRAWN_NUMBERS // target.size, 1, BATCH))
-
-    def batches(n: int, done: int) -> Iterator[range]:
-        for start in range(0, n, batch):
-            yield range(start, min(n, start + batch))
-            progress(done + min(n, start + batch), total)
-
-    rng, exchange = np.random.default_rng(seed), Exchange(groups)
-    beyond = {name: np.zeros_like(value) for name, value in observed.items()}
-    for numbers in batches(n_permutation, 0):
-        between, order = (np.empty((len(numbers), *shape), dtype=int) for shape in (target.shape[:1], target.shape))
-        for draw in range(len(numbers)):
-            between[draw], order[draw] = exchange.between(rng), np.argsort(rng.random(target.shape), axis=1)
-        drawn = correlations.exchanged(between, order)
-        for name, value in observed.items():
-            with np.errstate(invalid="ignore"):
-                beyond[name] += (np.abs(drawn[name]) >= np.abs(value) - 1e-12).sum(0)
-    draws: dict[str, list[Array]] = {name: [] for name in (*observed, "mean_attention", "mean_importance")}
-    for numbers in batches(n_resample, n_permutation):
-        for name, value in correlations.resampled(np.stack([exchange.resample(rng) for _ in numbers])).items():
-            draws[name].append(value)
-    n_problem = len(np.unique(groups))
+    correlations = Correlations(values, y.values.astype("float64"), (resolution_of(x), resolution_of(importance)))
+    exchange = Exchange(problem_of(x))
+    p, draws = _drawn(correlations, exchange, n_permutation, n_resample, seed, progress)
+    n_problem = len(np.unique(problem_of(x)))
     bounds = {
         name: percentiles(np.moveaxis(np.concatenate(drawn), 0, -1), n_problem)
         for name, drawn in draws.items()
         if n_resample
     }
 
+    dims = [str(dim) for dim in x.dims if dim not in ("example", "position")]
     result = xr.Dataset(coords={dim: x[dim].values for dim in (*dims, "position")})
-    for name, value in observed.items():
-        shape = (*lead, len(result["position"])) if name == "position" else lead
+    for name, value in correlations.observed.items():
         over = [*dims, "position"] if name == "position" else dims
+        shape = tuple(result.sizes[dim] for dim in over)
         known = np.isfinite(value)
         low, high = bounds.get(name, (np.full_like(value, np.nan),) * 2)
         for suffix, values in (("r", value), ("r_low", low), ("r_high", high)):
             result[f"{name}_{suffix}"] = (over, np.where(known, values, np.nan).reshape(shape))
         result[f"{name}_r"].attrs = {"long_name": LONG_NAMES[name], "units": "1", "range": "-1 to 1"}
         if name != "pooled":
-            p = np.where(known, (beyond[name] + 1) / (n_permutation + 1), np.nan)
+            of_name = np.where(known, p[name], np.nan)
             corrected = {"long_name": f"p, corrected ({correction})", "units": "1"}
-            result[f"{name}_p"] = (over, p.reshape(shape))
-            result[f"{name}_p_adjusted"] = (over, adjust(p, correction).reshape(shape), corrected)
+            result[f"{name}_p"] = (over, of_name.reshape(shape))
+            result[f"{name}_p_adjusted"] = (over, adjust(of_name, correction).reshape(shape), corrected)
     result = _with_points(result, x, y, correlations, bounds)
     for name, given in (("attention", attention), ("importance", importance)):
         result[name].attrs = {"long_name": given.attrs.get("long_name", name), "units": "1"}
     attrs = inherited(attention, kind="correlate", correction=correction, n_permutation=n_permutation)
     return result.assign_attrs(attrs, n_resample=n_resample, seed=seed)
+
+
+def _drawn(
+    correlations: Correlations, exchange: Exchange, n_permutation: int, n_resample: int, seed: int, progress: Progress
+) -> tuple[dict[str, Array], dict[str, list[Array]]]:
+    """P of each correlation under permutations; and, of the resamples, what they give of it and of the means."""
+    rng, shape = np.random.default_rng(seed), correlations.shape
+    batch = int(np.clip(DRAWN_NUMBERS // np.prod(shape), 1, BATCH))
+
+    def batches(n: int, done: int) -> Iterator[range]:
+        for start in range(0, n, batch):
+            yield range(start, min(n, start + batch))
+            progress(done + min(n, start + batch), n_permutation + n_resample)
+
+    beyond = {name: np.zeros_like(value) for name, value in correlations.observed.items()}
+    for numbers in batches(n_permutation, 0):
+        between, order = (np.empty((len(numbers), *each), dtype=int) for each in (shape[:1], shape))
+        for draw in range(len(numbers)):
+            between[draw], order[draw] = exchange.between(rng), np.argsort(rng.random(shape), axis=1)
+        drawn = correlations.exchanged(between, order)
+        for name, value in correlations.observed.items():
+            with np.errstate(invalid="ignore"):
+                beyond[name] += (np.abs(drawn[name]) >= np.abs(value) - 1e-12).sum(0)
+    draws: dict[str, list[Array]] = {name: [] for name in (*beyond, "mean_attention", "mean_importance")}
+    for numbers in batches(n_resample, n_permutation):
+        for name, value in correlations.resampled(np.stack([exchange.resample(rng) for _ in numbers])).items():
+            draws[name].append(value)
+    return {name: (count + 1) / (n_permutation + 1) for name, count in beyond.items()}, draws
 
 
 def _with_points(

@@ -130,6 +130,7 @@ class Correlations:
     """
 
     def __init__(self, x: Array, y: Array, resolution: tuple[float, float]) -> None:
+        self.shape = y.shape
         self.raw = _Pair(x, y, (np.abs(x).max(0), np.abs(y).max(0)), resolution)
         largest = np.abs(x).max((0, 2))[:, None], np.abs(y).max(keepdims=True)[0]
         self.rows = _Pair(_row_centred(x), _row_centred(y), largest, resolution)
