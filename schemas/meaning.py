@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from schemas.vocabulary import DIMS
+from schemas.vocabulary import COORDINATES, DIMS
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -58,7 +58,7 @@ def meaning(kind: str, name: str, stated: Mapping[str, Mapping[str, Any]]) -> di
         return {**found, "long_name": ENDS[name[name.rindex("_") :]].format(found["long_name"])}
     if "long_name" in stated.get(name, {}):
         return dict(stated[name])
-    if text := words().get(kind, {}).get(name) or words()["any"].get(name) or DIMS.get(name, ""):
+    if text := words().get(kind, {}).get(name) or words()["any"].get(name) or {**COORDINATES, **DIMS}.get(name):
         said, units = re.fullmatch(r"(.*?)(?: \[(\w+)\])?", text).groups()  # type: ignore[union-attr]
         return {"long_name": said, **({"units": units} if units else {})}
     for shape, template in DERIVED.items():
@@ -70,10 +70,16 @@ def meaning(kind: str, name: str, stated: Mapping[str, Mapping[str, Any]]) -> di
 
 
 def explained(kind: str, data: "xr.Dataset") -> "xr.Dataset":
-    """A result whose variables and coordinates say what they are (``long_name``, ``units``), as far as it is known."""
+    """A result whose variables say what they are, and in what unit, as far as it is known.
+
+    That is ``long_name`` and ``units``; of coordinates ``description``, as plots label axes by long names.
+    """
     data = data.copy()
     stated = {str(name): dict(variable.attrs) for name, variable in data.variables.items()}
     for name, variable in data.variables.items():
         number = {"units": "1"} if variable.dtype.kind == "f" else {}
-        variable.attrs = {**number, **variable.attrs, **meaning(kind, str(name), stated)}
+        known = meaning(kind, str(name), stated)
+        if name in data.coords and "long_name" in known:
+            known["description"] = known.pop("long_name")
+        variable.attrs = {**number, **variable.attrs, **known}
     return data

@@ -142,6 +142,15 @@ DIMS: dict[str, str] = {
     "model": "run, where results of several are laid side by side",
 }
 
+COORDINATES: dict[str, str] = {
+    **{name: DIMS[name] for name in ("example", "layer", "head", "position", "key_position", "latent", "iteration")},
+    "problem": "problem the example tells; tellings of one problem share it",
+    "variant": "which telling of the problem",
+    "segment": "part of the sequence: question, bot, latent, eot or answer",
+    "offset": "tokens after the place where thinking begins",
+}
+"""Coordinates of a run."""
+
 CLOSING = ("eot", "eos")
 """Names of the places at which the tokens that close the thoughts are fed, in their order."""
 

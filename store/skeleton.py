@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from schemas import MODEL_VARIABLES, RUN_VARIABLES, segment_of
+from schemas.vocabulary import COORDINATES
 from store.files import column
 from store.layout import COLUMN_CODECS, RunLayout
 from store.record import RunRecord
@@ -41,17 +42,22 @@ def run_arrays(
     """Arguments of the arrays of a run's group: what is known beforehand, and room for what the model makes."""
     for name, (dims, values) in columns.items():
         known = RUN_VARIABLES.get(name)
-        yield column(name, values, dims, long_name=known.long_name if known else "", units=known.units if known else "")
-    positions, keys = layout.positions, layout.key_positions
-    yield column("layer", np.arange(layout.n_layer), ("layer",))
-    yield column("head", np.arange(layout.n_head), ("head",))
-    yield column("latent", layout.latents, ("latent",))
-    if layout.n_round:
-        yield column("iteration", np.arange(layout.n_round), ("iteration",))
-    yield column("position", positions, ("position",))
-    yield column("key_position", keys, ("key_position",))
-    yield column("segment", [segment_of(label) for label in positions], ("position",))
-    yield column("offset", [layout.places.offset(label) for label in positions], ("position",))
+        said = {"long_name": known.long_name, "units": known.units} if known else {}
+        yield column(name, values, dims, **said, description=COORDINATES.get(name, ""))
+    positions = layout.positions
+    axes = {
+        "layer": np.arange(layout.n_layer),
+        "head": np.arange(layout.n_head),
+        "latent": layout.latents,
+        **({"iteration": np.arange(layout.n_round)} if layout.n_round else {}),
+        "position": positions,
+        "key_position": layout.key_positions,
+    }
+    for name, labels in axes.items():
+        yield column(name, labels, (name,), description=COORDINATES[name])
+    segments, offsets = map(segment_of, positions), map(layout.places.offset, positions)
+    for name, labels in (("segment", list(segments)), ("offset", list(offsets))):
+        yield column(name, labels, ("position",), description=COORDINATES[name])
     for name, array in layout.arrays().items():
         variable = layout.variable(name)
         yield (

@@ -86,7 +86,7 @@ def variables_of(kind: str, result: Any) -> Output:
                 "variable": ", ".join([str(name), *sorted(ends.get(str(name), []), reverse=True)]),
                 "dims": ", ".join(map(str, array.dims)),
                 "unit": str(array.attrs.get("units", "")),
-                "what": str(array.attrs.get("long_name", "")),
+                "what": str(array.attrs.get("description", array.attrs.get("long_name", ""))),
             }
             for name, array in arrays.items()
             if interval_of(str(name), result) not in ends
