@@ -66,7 +66,7 @@ class Operation:
 
 OPERATIONS: dict[str, Operation] = {
     "zero": Operation(what="0 is put in; what is left of attention sums to 1", sites=tuple(SITES)),
-    "mean": Operation(what="a mean over the run is put in", sites=tuple(SITES), takes=("average",)),
+    "mean": Operation(what="a mean over the examples at work is put in", sites=tuple(SITES), takes=("average",)),
     "resample": Operation(what="the value of another problem is put in", sites=tuple(SITES), takes=("seed",)),
     "scale": Operation(what="multiplied by the strength", sites=tuple(SITES), takes=("strength",)),
     "replace": Operation(what="a donor's value is put in", sites=tuple(SITES), takes=("donor", "seed")),
