@@ -7,7 +7,6 @@ smollm2   SmolLM2-135M with a random projection, likewise; its weights are real,
 tiny      A small model, to try this script.
 NAME-prompts
           The prompt part alone, which is all that other tools do by themselves: one pass over the questions.
-memory    Peak memory and time at 500 and at 4,000 examples of a small model.
 
 Everybody loads the same weights, gets the same batches, padded on the left, and keeps states after every block and
 after the final norm and all attention in float16. Where a tool has no latent loop it is written by hand around
@@ -24,7 +23,6 @@ checksums of rows, chunks and files, and writing.
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -42,8 +40,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from extract.model.bases import packaged_base
-from extract.run.extract import extract, prepare
-from schemas import RunSpec
 
 SMALL = TINY | {"key_heads": TINY["heads"]}
 NAMES = ("Ann", "Ben", "Cleo", "Dora", "Emil")
@@ -275,57 +271,19 @@ def timed(work: Callable[[], object]) -> np.ndarray:
     return np.array([time.perf_counter() - begin, time.process_time() - used])
 
 
-def measure_memory(folder: Path) -> None:
-    """Peak memory and time at 500 and 4,000 examples, each in a process of its own."""
-    found = {}
-    for n in (500, 4000):
-        words = [sys.executable, __file__, "--child", str(folder), str(n)]
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
-        found[n] = json.loads(done.stdout.splitlines()[-1])
-    (small, large) = found[500], found[4000]
-    rows = [
-        {"examples": n, "peak, MB": each["peak"] / 1e6, "s of processors": each["seconds"]} for n, each in found.items()
-    ]
-    growth = large["peak"] / small["peak"], large["seconds"] / small["seconds"] / 8
-    text = f"Full capture of a small model, shards of 64 examples: peak at 4,000 / at 500 {growth[0]:.3f}, time of an"
-    keep("extraction-growth", "Extraction as the data grow", rows, text=f"{text} example {growth[1]:.2f}.")
-
-
-def child(folder: Path, n: int) -> None:
-    torch.set_num_threads(1)
-    folder /= str(n)
-    folder.mkdir()
-    data = write_questions(folder / f"tiny-{n}.jsonl", n)
-    checkpoint, base = map(str, write_checkpoint(folder, "gpt2", SMALL, data))
-    spec = RunSpec(capture="full", batch_size=32, max_new_tokens=3)
-    ready = prepare(f"m={checkpoint}", str(data), folder / f"tiny-{n}.lake", spec, base=base, shard_examples=64)
-    seconds = timed(lambda: extract(ready, folder / f"tiny-{n}.lake"))[1]
-    # Not getrusage: its maximum is inherited from the process that started this one.
-    status = Path("/proc/self/status").read_text()
-    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
-    print(json.dumps({"peak": peak, "seconds": seconds}))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", nargs="*", choices=[*CASES, "memory", []], help="all if none is named")
+    parser.add_argument("case", nargs="*", choices=[*CASES, []], help="all if none is named")
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--script-questions", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.child:
-        child(Path(arguments.child[0]), int(arguments.child[1]))
-        return
-    for name in arguments.case or [*(name for name in CASES if "tiny" not in name), "memory"]:
+    for name in arguments.case or [name for name in CASES if "tiny" not in name]:
         with tempfile.TemporaryDirectory() as place:
-            if name == "memory":
-                measure_memory(Path(place))
-            else:
-                measure(name, Path(place), arguments)
+            measure(name, Path(place), arguments)
 
 
 if __name__ == "__main__":

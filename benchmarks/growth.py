@@ -1,16 +1,17 @@
-"""How time and memory of every analysis grow with the number of examples: 500, 1,000, 2,000, 4,000 and 8,000.
+"""How time and memory of extraction and every analysis grow with the examples: 500, 1,000, 2,000, 4,000 and 8,000.
 
-    python benchmarks/growth.py [ANALYSIS]... [--examples 500,1000,..] [--keep DIR]
+    python benchmarks/growth.py [NAME]... [--examples 500,1000,..] [--keep DIR]
 
-Two made-up runs of small axes (3 layers, 2 heads, 32 components, 2,003 tokens) go through the store's own writer into
-one lake; each analysis then reads the first N examples of it, in one process and on one thread, after a run on 50 that
-loads what it needs. Where an analysis by default stops at some number of examples it is told to take all; permutations
-and resamples are few, as they only multiply. geometry and similarity hold problems against each other, of which they
-take 300 at most: they keep that. features, compare and verdict read what others have left: each number of examples is a
-lake of its own for them, with their results. probes take all examples here and not 2,000, and hold one place's states
-of them. traces hold what every problem tells and reads as, some 3 kB of each here (of 100,000 .3 GB), as thoughts are
-exchanged between problems; sae holds its states, up to a buffer of 256 MB that these do not fill, and some megabytes of
-codes.
+Extraction (extract latent, extract full) is of the first N made-up problems of three steps by the shipped small GPT-2,
+in shards of 128 and of 64 examples, so that the fewest examples are shards enough. For the analyses two made-up runs of
+small axes (3 layers, 2 heads, 32 components, 2,003 tokens) go through the store's own writer into one lake; each
+analysis then reads the first N examples of it, in one process and on one thread, after a run on 50 that loads what it
+needs. Where an analysis by default stops at some number of examples it is told to take all; permutations and resamples
+are few, as they only multiply. geometry and similarity hold problems against each other, of which they take 300 at
+most: they keep that. features, compare and verdict read what others have left: each number of examples is a lake of its
+own for them, with their results. probes take all examples here and not 2,000, and hold one place's states of them.
+traces hold what every problem tells and reads as, some 3 kB of each here (of 100,000 .3 GB), as thoughts are exchanged
+between problems; sae holds its states, up to a buffer of 256 MB that these do not fill, and some megabytes of codes.
 
 exponent   slope of log seconds of processor over log examples: at most 1.05 is in proportion. What does not depend on
            the examples flattens it, so that the last doubling stands beside it: the slope from the last but one number.
@@ -55,6 +56,9 @@ LINES: dict[str, list[str]] = {
     "transfer": [RUN, OTHER, *FEW, "--permutations", "0", "--layers", "2", "--positions", "ct1,ct3"],
 }
 """Analyses in an order in which what one leaves is there for the next."""
+EXTRACTED = {"extract latent": "latent", "extract full": "full"}
+"""What is extracted."""
+EXTRACT = ["--model", "small=small-gpt2", "--data", "problems.jsonl", "--dtype", "float32", "--memory", "0.04"]
 READERS: dict[str, list[str]] = {
     "features": [RUN, *FEW, "--permutations", "20"],
     "verdict": [RUN],
@@ -80,12 +84,19 @@ def write(place: Path, n_example: int) -> None:
         sizes.write_lake(place, name, n_example, "float32", seed=seed, parts=True)
 
 
+def words_of(name: str, place: str, n: int) -> list[str]:
+    """The command that takes n examples."""
+    if name in EXTRACTED:
+        return ["extract", *EXTRACT, "--capture", EXTRACTED[name], "--lake", place, "--limit", str(n)]
+    return ["analyze", name, place, *(READERS[name] if name in READERS else [*LINES[name], "--limit", str(n)])]
+
+
 def child(lake: str, name: str, numbers: list[int]) -> None:
     """Seconds of processor and peak bytes at each number of examples, as JSON; ``lake`` may have the number in it."""
     from lake import app
 
     taken = []
-    for n in [50 if name in LINES else numbers[0], *numbers]:
+    for n in [numbers[0] if name in READERS else 50, *numbers]:
         place = lake.format(n)
         if name in READERS and not Path(place).exists():
             write(Path(place), n)
@@ -95,8 +106,7 @@ def child(lake: str, name: str, numbers: list[int]) -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the run before has let go
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         start = time.process_time()
-        words = [*LINES[name], "--limit", str(n)] if name in LINES else READERS[name]
-        quietly(app, ["analyze", name, place, *words])
+        quietly(app, words_of(name, place, n))
         status = Path("/proc/self/status").read_text().splitlines()
         peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
         taken.append({"n": n, "seconds": time.process_time() - start, "peak": peak})
@@ -117,11 +127,11 @@ def slope(taken: list[dict[str, Any]]) -> float:
 
 
 def row(name: str, taken: list[dict[str, Any]]) -> dict[str, Any]:
-    """What one analysis took."""
+    """What extraction or an analysis took."""
     seconds = {f"s at {one['n']:,}": one["seconds"] for one in taken}
     peaks = [one["peak"] / 1e6 for one in taken]
     growth = {"exponent": slope(taken), "last doubling": slope(taken[-2:])}
-    return {"analysis": name, **seconds, **growth, "MB": peaks, "memory": peaks[-1] / peaks[0]}
+    return {"what": name, **seconds, **growth, "MB": peaks, "memory": peaks[-1] / peaks[0]}
 
 
 def main() -> None:
@@ -130,28 +140,33 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], sys.argv[3], [int(word) for word in sys.argv[4].split(",")])
         return
+    from extract.small_models.problems import make_splits, write_problems
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("analyses", nargs="*", default=[*LINES, *READERS])
+    parser.add_argument("names", nargs="*", metavar="NAME", default=[*EXTRACTED, *LINES, *READERS])
     parser.add_argument("--examples", default="500,1000,2000,4000,8000")
     parser.add_argument("--keep", type=Path, metavar="DIR")
     given = parser.parse_args()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    rows = []
+    rows, most = [], max(int(word) for word in given.examples.split(","))
     with tempfile.TemporaryDirectory() as folder:
-        place = (given.keep or Path(folder)) / "small.lake"
-        if not place.exists() and not set(given.analyses) <= set(READERS):
-            write(place, max(int(word) for word in given.examples.split(",")))
-        for name in given.analyses:
+        write_problems(make_splits(0, {"test": {3: most}})["test"], Path(folder) / "problems.jsonl")
+        place = (given.keep or Path(folder)).absolute() / "small.lake"
+        if not place.exists() and set(given.names) & set(LINES):
+            write(place, most)
+        for name in given.names:
             lake = place if name in LINES else place.with_name("small-{}.lake")
+            if name in EXTRACTED:
+                lake = Path(folder) / f"{EXTRACTED[name]}-{{}}.lake"
             words = [sys.executable, __file__, "--child", str(lake), name, given.examples]
-            done = subprocess.run(words, capture_output=True, text=True, env=environment)
+            done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=folder)
             if done.returncode:
                 print(f"{name}: {done.stderr.strip().splitlines()[-1]}", flush=True)
                 continue
             rows.append(row(name, json.loads(done.stdout.splitlines()[-1])))
             print(json.dumps(rows[-1]), flush=True)
     text = __doc__.partition("\n\n")[2].partition("\n\n")[2]
-    results.keep("growth", "Growth of every analysis with the examples", rows, text=text, by=["analysis"])
+    results.keep("growth", "Growth of extraction and every analysis with the examples", rows, text=text, by=["what"])
 
 
 if __name__ == "__main__":

@@ -123,13 +123,15 @@ class _Views:
 
     features: Array  # (view, row, 1 + column), the first column ones
     scale: Array  # (set, 1 + column)
-    states: Array  # (row, hidden), centred
+    states: Array  # (row, hidden), centred; no rows where all share one
     inverse: Array  # (set, hidden): what a set multiplies the components by
     centre: Array  # (hidden,)
 
     @classmethod
-    def of(cls, states: Array, moments: _Moments, width: type[np.floating]) -> "_Views":
+    def of(cls, states: Array, fold: Index, n_fold: int, width: type[np.floating]) -> "_Views":
         n_row, hidden = states.shape
+        states = np.asarray(states, dtype=np.float64)
+        moments = _moments(states, fold, n_fold)
         # Where a component never varies outside some folds it says nothing there.
         inverse = np.where(moments.constant, 0.0, 1.0 / moments.scale)
         # Of some rows: a mean would follow a single large value out of float32's sight, a median of all is slow.
@@ -144,7 +146,7 @@ class _Views:
         features = np.ones((1, n_row, 1 + hidden), width)
         features[0, :, 1:] = states * shared
         scale = np.hstack([np.ones((len(inverse), 1)), inverse / shared]).astype(width)
-        return cls(features, scale, states, inverse, centre)
+        return cls(features, scale, np.empty((0, hidden)), inverse, centre)
 
     def coefficient(self, index: int, weights: Array) -> Array:
         """(class, hidden) on unscaled states, of the weights (class, column) of one training set."""
@@ -283,9 +285,7 @@ def nested_logistic(
     sets = training_sets(n_fold)
     penalties = np.asarray(penalty, dtype=np.float64)
     width = np.float32 if tolerance >= _SINGLE else np.float64
-    states = np.asarray(states, dtype=np.float64)
-    moments = _moments(states, fold, n_fold)
-    basis = _Views.of(states, moments, width)
+    basis = _Views.of(states, fold, n_fold, width)
     hot: Array = np.equal(label.T, np.arange(n_class)[:, None, None]).astype(width)  # (class, target, example)
     if n_class == 2:
         hot = hot[1:]
