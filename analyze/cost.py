@@ -275,6 +275,13 @@ def fewer(settings: Any, **counts: tuple[int, int]) -> dict[str, Any]:
     return {"small": replace(settings, **chosen[0]), "larger": replace(settings, **chosen[1])}
 
 
+def cells(settings: Any, layers: Sequence[int], positions: Sequence[str]) -> dict[str, Any]:
+    """``small`` and ``larger`` settings of a trial on one (layer, position) and on two, with all their examples."""
+    one = replace(settings, layers=tuple(layers[-1:]), positions=tuple(positions[:1]))
+    two = {"positions": tuple(positions[:2])} if len(positions) > 1 else {"layers": tuple(layers[-2:])}
+    return {"small": one, "larger": replace(one, **two)}
+
+
 def reading(part: xr.DataArray, times: float = 1.0) -> Reading:
     """A part that is read so often."""
     return Reading(part, times)

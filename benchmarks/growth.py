@@ -79,7 +79,7 @@ AXES = {"n_layer": 3, "n_head": 2, "hidden": 32, "longest_question": 40}
 
 
 def write(place: Path, n_example: int) -> None:
-    """The lake."""
+    """A lake of so many examples."""
     for seed, name in enumerate(("small", f"small{sizes.OTHER}")):
         sizes.write_lake(place, name, n_example, "float32", seed=seed, parts=True)
 
@@ -91,6 +91,15 @@ def words_of(name: str, place: str, n: int) -> list[str]:
     return ["analyze", name, place, *(READERS[name] if name in READERS else [*LINES[name], "--limit", str(n)])]
 
 
+def write_with_results(place: Path, n_example: int) -> None:
+    """A lake of so many examples, and in it what :data:`READERS` read."""
+    from lake import app
+
+    write(place, n_example)
+    for name, words in LEFT.items():
+        quietly(app, ["analyze", name, str(place), *words])
+
+
 def child(lake: str, name: str, numbers: list[int]) -> None:
     """Seconds of processor and peak bytes at each number of examples, as JSON; ``lake`` may have the number in it."""
     from lake import app
@@ -98,10 +107,6 @@ def child(lake: str, name: str, numbers: list[int]) -> None:
     taken = []
     for n in [numbers[0] if name in READERS else 50, *numbers]:
         place = lake.format(n)
-        if name in READERS and not Path(place).exists():
-            write(Path(place), n)
-            for other, words in LEFT.items():
-                quietly(app, ["analyze", other, place, *words])
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the run before has let go
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -148,12 +153,15 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, metavar="DIR")
     given = parser.parse_args()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    rows, most = [], max(int(word) for word in given.examples.split(","))
+    rows, numbers = [], [int(word) for word in given.examples.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        write_problems(make_splits(0, {"test": {3: most}})["test"], Path(folder) / "problems.jsonl")
+        write_problems(make_splits(0, {"test": {3: max(numbers)}})["test"], Path(folder) / "problems.jsonl")
         place = (given.keep or Path(folder)).absolute() / "small.lake"
         if not place.exists() and set(given.names) & set(LINES):
-            write(place, most)
+            write(place, max(numbers))
+        for n in numbers if set(given.names) & set(READERS) else ():
+            if not (one := place.with_name(f"small-{n}.lake")).exists():
+                write_with_results(one, n)
         for name in given.names:
             lake = place if name in LINES else place.with_name("small-{}.lake")
             if name in EXTRACTED:

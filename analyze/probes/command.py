@@ -106,7 +106,7 @@ def run(source: "Source", settings: ProbeSettings) -> "xr.Dataset":
 
 def cost(source: "Source", settings: ProbeSettings) -> Cost:
     """Iterations of every fit of every cell: folds within folds, penalties, targets and shuffled labels."""
-    from analyze.cost import reading
+    from analyze.cost import cells, reading
     from analyze.probes.linear import check_probed
 
     check_probed(source.data, settings.target, settings.level)
@@ -115,11 +115,10 @@ def cost(source: "Source", settings: ProbeSettings) -> Cost:
     n = min(settings.max_examples or states.sizes["example"], states.sizes["example"])
     fits = (settings.folds * (settings.folds - 1) + settings.folds + 1) * n_step * (1 + settings.controls)
     per_cell = 4.0 * n * states.sizes["hidden"] * fits * ITERATIONS
-    layer, positions = int(states["layer"].values[-1]), tuple(map(str, states["position"].values))
-    small, larger = (replace(settings, layers=(layer,), positions=positions[:k]) for k in (1, 2))
     return Cost(
         states=n_cell * n, reads=[reading(states)], operations=n_cell * per_cell,
-        memory=4.0 * 8 * n * (states.sizes["hidden"] + 2 * settings.resamples), small=small, larger=larger,
+        memory=4.0 * 8 * n * (states.sizes["hidden"] + 2 * settings.resamples),
+        **cells(settings, states["layer"].values.tolist(), states["position"].values.tolist()),
     )  # fmt: skip
 
 

@@ -140,11 +140,13 @@ def cost(source: "Source | Sequence[Source]", settings: SAESettings) -> Cost:
     held = settings.fractions[1] if settings.split != "none" else 0.0
     drawn = [(VALIDATION_ROWS, held), (CALIBRATION_ROWS, share if settings.activation == "batch_topk" else 0.0)]
     passes += sum(min(1.0, n / (of * n_row)) for n, of in drawn if of)  # both are read beforehand
-    trial = limits(replace(settings, save=None), min(source.data.sizes["example"] for source in sources), 8)
-    # What is measured at the end takes longer for as many operations than a step: of one epoch it is half of all.
-    trial = {
-        name: replace(one, epochs=min(n, one.epochs)) for (name, one), n in zip(trial.items(), (1, 4), strict=True)
-    }
+    n = min(source.data.sizes["example"] for source in sources)
+    least = max(8, min(n // 16, round(settings.batch_size * n / (share * n_row))))  # a whole batch, if few examples are
+    trial = limits(replace(settings, save=None), n, least, least * 3 // 2)
+    # What is measured at the end takes longer for as many operations than a step. Half as many examples more, in a
+    # third of the epochs more, are as much more to measure for each step more as in all of it.
+    trial["larger"] = replace(trial["larger"], epochs=1 + -(-(settings.epochs - 1) // 3))
+    trial["small"] = replace(trial["small"], epochs=1)
     return Cost(
         states=n_row * len(states), reads=[reading(part, passes) for part in states],
         operations=n_row * width * n_feature * (8.0 * share * settings.epochs + 4.0),

@@ -119,7 +119,7 @@ def run(sources: "Sequence[Source]", settings: TransferSettings) -> list[Made]:
 
 def cost(sources: "Sequence[Source]", settings: TransferSettings) -> Cost:
     """Fits of every cell on every run and to shuffled labels, each tested on every run."""
-    from analyze.cost import places, reading, states_at
+    from analyze.cost import cells, places, reading, states_at
 
     reads, operations, memory, n_state, n_row, n_test = [], 0.0, 0.0, 0, 0, 0
     for source in sources:
@@ -135,16 +135,12 @@ def cost(sources: "Sequence[Source]", settings: TransferSettings) -> Cost:
         n_row, n_test = max(n_row, n), max(n_test, len(settings.linear_kinds) * n_step * n_cell)
     n_test *= len(settings.fit or sources) * len(settings.test or sources)
     n_permutation = max(1000, 40 * n_test) if settings.permutations is None else settings.permutations
-    # One cell with all its rows, which takes seconds, beside one with a quarter; permutations and resamples are drawn
-    # once for all cells of two runs.
-    layers = (int(sources[0].data["layer"].values[-1]),)
-    positions = tuple(places(sources[0].data, settings.positions, answers=False)[:1])
-    larger, small = (
-        replace(settings, layers=layers, positions=positions, permutations=0, resamples=2, max_examples=max(1, n))
-        for n in (n_row, n_row // 4)
-    )
+    # Permutations and resamples are drawn once for all cells of two runs.
+    few = replace(settings, permutations=0, resamples=2)
+    positions = places(sources[0].data, settings.positions, answers=False)
     return Cost(
-        states=n_state, reads=reads, operations=operations, memory=memory, small=small, larger=larger,
+        states=n_state, reads=reads, operations=operations, memory=memory,
+        **cells(few, sources[0].data["layer"].values.tolist(), positions),
         steps=[
             (n_permutation / DRAWS * n_test / n_cell, partial(permuted, n_row, n_cell, settings.folds)),
             (n_test / n_cell, partial(resampled, n_row, settings.resamples)),
