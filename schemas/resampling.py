@@ -28,10 +28,10 @@ def draw_counts(groups: Array, *, n_resample: int, seed: int) -> Array:
     label (a number or a text) and the resample alone: not on order, chunks or which other examples are there.
     """
     unique, inverse = np.unique(groups, return_inverse=True)
-    counts = np.stack([
-        np.random.default_rng([seed, _seed_of(label)]).poisson(1.0, n_resample) for label in unique.tolist()
-    ])  # fmt: skip
-    return np.asarray(counts.astype("float32")[inverse])
+    counts = np.empty((len(unique), n_resample), dtype="float32")
+    for row, label in zip(counts, unique.tolist(), strict=True):
+        row[:] = np.random.default_rng([seed, _seed_of(label)]).poisson(1.0, n_resample)
+    return np.asarray(counts[inverse])
 
 
 def _seed_of(label: Any) -> int:

@@ -219,9 +219,10 @@ class ReadOut:
         """
         best = np.full((len(weights), len(weights[0])), -np.inf, dtype="float32")
         token = np.zeros(best.shape, dtype="int64")
-        room = np.empty((len(weights[0]), VOCABULARY_BLOCK), dtype="float32")
-        for start in range(0, len(self.unembedding), VOCABULARY_BLOCK):
-            along = directions @ self.unembedding[start : start + VOCABULARY_BLOCK].T  # (direction, token)
+        size = VOCABULARY_BLOCK // 4  # sums of few directions take hardly longer than their logits' way to memory
+        room = np.empty((len(weights[0]), size), dtype="float32")
+        for start in range(0, len(self.unembedding), size):
+            along = directions @ self.unembedding[start : start + size].T  # (direction, token)
             for index, weight in enumerate(weights):
                 logit = np.matmul(weight, along[: weight.shape[1]], out=room[:, : along.shape[1]])  # (state, token)
                 place = logit.argmax(-1)
