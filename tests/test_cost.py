@@ -9,6 +9,7 @@ from synthetic import make_model, make_run, write_run
 
 import lake as command_line
 from analyze import cost as costs
+from analyze.probes.command import ProbeSettings
 from analyze.source import Source
 from lake import app
 from schemas.command import Analysis
@@ -76,6 +77,13 @@ def test_bytes_are_those_that_are_read(
     readout = plan["n_byte"] - model if name in ("lens", "depth", "stability") else plan["n_byte"]
     assert readout == read[0]
     assert min(plan["seconds"], plan["memory"], plan["n_state"]) > 0
+
+
+def test_a_trial_is_of_one_cell_and_of_two_wherever_there_are_two() -> None:
+    for layers, positions in (([0, 1, 2], ["bot", "ct0", "ct1"]), ([0, 1, 2], ["ct1"]), ([2], ["bot", "ct0"])):
+        trial = costs.cells(ProbeSettings(), layers, positions)
+        size = {name: len(one.layers) * len(one.positions) for name, one in trial.items()}
+        assert size == {"small": 1, "larger": 2}
 
 
 def test_a_large_run_is_sampled_by_problem_and_outcome(
