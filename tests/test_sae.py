@@ -42,6 +42,7 @@ def test_planted_dictionary_is_recovered(planted, activation, options):
     assert sae["l0"].max() < 8
     np.testing.assert_allclose(np.linalg.norm(sae["decoder"], axis=1), 1, atol=1e-5)
     assert sae["train_reconstruction"][-1] < sae["train_reconstruction"][0]
+    assert ((sae["threshold"] > 0) == (activation in ("batch_topk", "jumprelu"))).all()
 
 
 @pytest.mark.parametrize("share", [0.0, 1.1], ids=["dense", "sparse"])

@@ -71,7 +71,8 @@ class Trainer:
             self.w_dec = (torch.rand(shape, generator=self.generator) * 2 - 1) / n_feature**0.5
             self.b_enc = (torch.rand(n_group, n_feature, generator=self.generator) * 2 - 1) / width**0.5
             self.b_dec = (torch.rand(n_group, width, generator=self.generator) * 2 - 1) / n_feature**0.5
-        self.threshold = torch.full((n_group, n_feature), spec.initial_threshold)
+        threshold = spec.initial_threshold if spec.activation == "jumprelu" else 0.0
+        self.threshold = torch.full((n_group, n_feature), threshold)
         self.parameters = {"w_enc": self.w_enc, "w_dec": self.w_dec, "b_enc": self.b_enc, "b_dec": self.b_dec}
         if spec.activation == "jumprelu":
             self.parameters["threshold"] = self.threshold
