@@ -247,6 +247,13 @@ def test_a_run_without_chains_is_refused(lake: Path) -> None:
         edit(found)
 
 
+def test_a_run_without_right_answers_is_refused_for_that(lake: Path) -> None:
+    found = target(lake)
+    found.lake, found.data = None, found.data.assign(correct=found.data["correct"] & False)
+    with pytest.raises(UsageError, match="examples of small-llama/test that are tried none is answered rightly"):
+        edit(found)
+
+
 def test_answers_that_are_words_need_graphs(lake: Path) -> None:
     found = target(lake)
     found.lake, found.data = None, found.data.assign_attrs(answer_kind="choice")

@@ -113,6 +113,11 @@ def draw_wanted(
             f" {', '.join(listed)}"
         )
     n, gold, correct = len(trial.tried), trial.target.gold, np.asarray(data["correct"].values)
+    if not correct[trial.tried].any():
+        raise UsageError(
+            f"of {n} examples of {trial.target.run} that are tried none is answered rightly; what an answer becomes"
+            " with another value is known of right ones alone"
+        )
     value, donor = np.full(n, "" if quantity == "operation" else chains.none, dtype=labels.dtype), np.full(n, -1)
     answer = np.full(n, chains.none, dtype=chains.result.dtype)
     told = np.full((n, chains.result.shape[1]), chains.none, dtype=chains.result.dtype)
