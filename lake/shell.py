@@ -23,8 +23,9 @@ from schemas.whole_files import check_folder
 
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG)
 """Errors of a disk that can no longer be written to."""
-NO_PLACE = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+NO_PLACE = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 """Errors of a path at which nothing can be made, such as one below a file."""
+ANOTHER_PLACE = "; name another place"
 SCARCE = ("can't start new thread", "failed to map segment", "annot allocate memory", "size calculation overflowed")
 """Parts of the messages of a system that has no memory left for a thread or a library."""
 
@@ -200,7 +201,7 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
             line = f"{foreign}; -v shows how it came there, results kept before stay"
         if line is None:
             raise
-        fail(line, 2 if isinstance(error, OSError) and error.errno in NO_PLACE else 1)
+        fail(line, 2 if line.endswith(ANOTHER_PLACE) else 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -215,6 +216,8 @@ def machine_failure(error: Exception) -> str | None:
         error = OSError(int(from_library[1]), os.strerror(int(from_library[1])))
     elif "unexpected pos" in str(error):  # PyTorch's writer
         error = OSError(errno.ENOSPC, str(error))
+    elif loop := re.match("Symlink loop from '(.*)'", str(error)):  # pathlib's resolve, before Python 3.13
+        error = OSError(errno.ELOOP, os.strerror(errno.ELOOP), loop[1])
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return "the disk is full; what is committed stays, free some space and run the same command again"
@@ -222,7 +225,7 @@ def machine_failure(error: Exception) -> str | None:
         if error.errno == errno.EXDEV:
             return f"{what}: {OTHER_DISK}"
         if error.errno in NO_PLACE:
-            return f"{what}; name another place"
+            return f"{what}{ANOTHER_PLACE}"
         hint = "; what is committed stays, mend that and run the same command again"
         return what + (hint if error.errno in UNUSABLE else "")
     if not isinstance(error, RuntimeError | MemoryError):

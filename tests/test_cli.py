@@ -163,6 +163,7 @@ def test_places_of_what_is_written(run, data, tmp_path, monkeypatch):
     code, _, _ = run(*words, "--limit", "1")
     assert (code, (tmp_path / "~").exists()) == (0, False)
     (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
     for words, message in (
         (["problems", "--out", lake / "problems"], "inside the lake"),
         (["train", "small-gpt2", "--out", lake / "model"], "inside the lake"),
@@ -173,6 +174,7 @@ def test_places_of_what_is_written(run, data, tmp_path, monkeypatch):
         (["analyze", "heads", lake, "--csv", lake], "inside the lake"),
         (["analyze", "heads", lake, "--csv", tmp_path / "file"], "file is a file; name another place"),
         (["problems", "--out", tmp_path / "file"], "name another place"),
+        (["problems", "--out", tmp_path / "loop"], "loop: Too many levels of symbolic links; name another place"),
     ):
         code, _, error = run(*words)
         assert (code, message in error) == (2, True), error
