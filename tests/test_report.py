@@ -150,6 +150,10 @@ def test_a_lake_without_results_still_gives_a_page(report_lake, tmp_path):
     assert not report.sections
     assert not report.broken
     assert "caf\\udce9.lake" in report.page.read_text(encoding="utf-8")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "index.html").write_text("<h1>Mine</h1>")
+    with pytest.raises(UsageError, match="index.html is there and is no page of lake report"):
+        build_report(report_lake, tmp_path / "mine")
     with pytest.raises(UsageError, match="is a file"):
         build_report(lake.location, report.page)
 

@@ -17,6 +17,7 @@ from analyze.report import explore
 from analyze.report.overview import OVERVIEW, about, experiment_rows, opening_sentence, run_rows
 from analyze.report.sections import chapters, sections
 from analyze.report.view import Writer, section_view
+from analyze.serve.reports import is_report
 from schemas import UsageError, filled
 from schemas.progress import Progress, silent
 from schemas.whole_files import check_outside, write_whole
@@ -75,7 +76,7 @@ def build_report(
     Raises
     ------
     UsageError
-        If the lake has no runs, or ``out`` is a file.
+        If the lake has no runs, or ``out`` is a file or holds another page.
     """
     lake = open_lake(location)
     names = list(runs or lake.runs())
@@ -86,6 +87,9 @@ def build_report(
     if Path(out).exists() and not Path(out).is_dir():
         raise UsageError(f"{out} is a file; the report goes into a folder")
     check_outside(out)
+    path = Path(out) / "index.html"
+    if path.exists() and not is_report(path):
+        raise UsageError(f"{path} is there and is no page of lake report; name another folder")
     context = Context(lake, names)
     state = state_of(lake, names, context.results)  # before: what is written meanwhile is not on the page
     writer = Writer(Path(out))
@@ -98,7 +102,6 @@ def build_report(
         overview = section_view(OVERVIEW, writer, context)
     data = explore.page_data(context, n_problem=n_problem, seed=seed)
     progress(total - 1, total)
-    path = Path(out) / "index.html"
     page = _page(context, state, overview, shown, data)
     write_whole(path, page.encode(errors="backslashreplace").decode())  # a folder's name may be no UTF-8
     progress(total, total)

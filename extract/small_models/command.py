@@ -1,7 +1,9 @@
 """``lake problems``."""
 
 from dataclasses import dataclass
+from filecmp import cmp
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from schemas import UsageError
 from schemas.command import Command, Output, Settings, Shell, setting
@@ -33,7 +35,31 @@ class ProblemSettings(Settings):
 
 
 def write(settings: ProblemSettings, shell: Shell) -> Output:
-    """Write the held-out problems of the small models, of one kind or the other, or stories."""
+    """Write the problems that are asked for; no file that holds something else is written over.
+
+    Raises
+    ------
+    UsageError
+        If there is one; nothing is written then.
+    """
+    folder = settings.out
+    check_outside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as beside:
+        counts = _written(settings, Path(beside))
+        for name in counts:
+            if (folder / name).exists() and not cmp(folder / name, Path(beside, name), shallow=False):
+                raise UsageError(
+                    f"{folder / name} is there and holds something else, as of another seed or changed by hand; name"
+                    " another --out, or remove it"
+                )
+        for name in counts:
+            Path(beside, name).replace(folder / name)
+    return Output(printed=[f"{folder / name}: {count}" for name, count in counts.items()])
+
+
+def _written(settings: ProblemSettings, folder: Path) -> dict[str, str]:
+    """Write the held-out problems of the small models, of one kind or the other, or stories: names and counts."""
     from extract.small_models.problems import (
         SPLIT_SIZES,
         make_hard,
@@ -43,26 +69,23 @@ def write(settings: ProblemSettings, shell: Shell) -> Output:
         write_problems,
     )
 
-    folder = settings.out
-    check_outside(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     if settings.stories:
         from extract.training.stories import write_stories
 
         write_stories(settings.stories, settings.seed, folder / "stories.jsonl", settings.largest)
-        return Output(printed=[f"{folder / 'stories'}.jsonl: {settings.stories} problems"])
+        return {"stories.jsonl": f"{settings.stories} problems"}
     if settings.graph:
         from extract.small_models.graph_problems import write_graph_problems
 
         files = write_graph_problems(folder, n_pair=settings.pairs, seed=settings.seed)
-        return Output(printed=[f"{file}: {count}" for file, count in files.items()])
+        return {Path(file).name: str(count) for file, count in files.items()}
     held_out = {name: size for name, size in SPLIT_SIZES.items() if name != "train"}
-    lines = []
+    counts = {}
     for name, problems in (make_splits(settings.seed, held_out) | {"hard": make_hard(seed=settings.seed)}).items():
         write_problems(problems, folder / f"{name}.jsonl")
-        lines.append(f"{folder / name}.jsonl: {len(problems)} problems")
+        counts[f"{name}.jsonl"] = f"{len(problems)} problems"
     write_pairs(make_pairs(settings.pairs, settings.seed), folder / "pairs.json")
-    return Output(printed=[*lines, f"{folder / 'pairs'}.json: {settings.pairs} pairs"])
+    return {**counts, "pairs.json": f"{settings.pairs} pairs"}
 
 
 COMMAND = Command(
