@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -27,6 +28,10 @@ for stream in ("stdout", "stderr"):
         getattr(sys, stream).reconfigure(errors="backslashreplace")
 console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 400)
 """A pipe has no width to fit into: wide tables of several runs stay on one line."""
+TEXT_WIDTH = 36
+"""To which a column may be folded where room is scarce."""
+GAP = 2
+"""Between two columns."""
 PIPE_SECONDS = 60.0
 """Between two lines about progress where there is no terminal."""
 VERBOSE_SECONDS = 5.0
@@ -68,20 +73,74 @@ def show(printed: Sequence[Printed], document: Any = None, as_json: bool = False
         text = json.dumps(json_value(document), indent=1, sort_keys=True, default=str, allow_nan=False)
         sys.stdout.write(text + "\n")
         return
-    from rich.table import Table as RichTable
-
     for part in printed:
         if isinstance(part, str):
             console.print(part)
-            continue
-        drawn = RichTable(title=part.title, caption=part.caption, box=None, pad_edge=False)
+        else:
+            show_table(part)
+
+
+def show_table(table: Table) -> None:
+    """Print a table, in several below each other where its columns do not fit side by side; nothing is cut off."""
+    from rich.table import Table as RichTable
+
+    cells = [[str(column) for column in table.columns], *(list(map(cell_text, row)) for row in table.rows)]
+    n_label = table.labels or naming(cells[1:])
+    whole = widths_of(cells, "\n")
+    needs = [min(width, TEXT_WIDTH) for width in whole]
+    if 2 * sum(needs[:n_label]) > console.width:  # labels fold where they would take most of the room
+        needs[:n_label] = widths_of(cells, r"\s")[:n_label]
+    groups = fitting(needs, n_label, console.width)
+    for number, group in enumerate(groups):
+        title, caption = table.title if number == 0 else None, table.caption if number == len(groups) - 1 else None
+        drawn = RichTable(title=title, caption=caption, box=None, pad_edge=False)
         drawn.title_justify = drawn.caption_justify = "left"
-        for index, column in enumerate(part.columns):
-            # On a terminal measures keep their width and labels fold.
-            drawn.add_column(str(column), no_wrap=bool(part.labels) and index >= part.labels)
-        for row in part.rows:
-            drawn.add_row(*map(cell_text, row))
+        for index, width in widened({index: needs[index] for index in group}, whole, console.width).items():
+            drawn.add_column(cells[0][index], overflow="fold", width=width)
+        for row in cells[1:]:
+            drawn.add_row(*(row[index] for index in group))
         console.print(drawn)
+
+
+def widths_of(cells: Sequence[Sequence[str]], at: str) -> list[int]:
+    """Of each column the width of its widest part, where texts are split at a pattern."""
+    from rich.cells import cell_len
+
+    return [
+        max(cell_len(part) for text in column for part in re.split(at, text)) for column in zip(*cells, strict=True)
+    ]
+
+
+def naming(rows: Sequence[Sequence[str]]) -> int:
+    """How many columns it takes to tell rows apart: one, two or three; one where three do not."""
+    return next((n for n in (1, 2, 3) if len({tuple(row[:n]) for row in rows}) == len(rows)), 1)
+
+
+def fitting(needs: Sequence[int], n_label: int, width: int) -> list[list[int]]:
+    """Columns of each of the tables that a wide one is printed as: all of its labels, and as many others as fit."""
+    labels = list(range(n_label))
+    groups = [labels[:]]
+    for index in range(n_label, len(needs)):
+        if len(groups[-1]) > n_label and sum(needs[column] + GAP for column in [*groups[-1], index]) - GAP > width:
+            groups.append(labels[:])
+        groups[-1].append(index)
+    return groups
+
+
+def widened(needs: Mapping[int, int], whole: Sequence[int], width: int) -> dict[int, int]:
+    """Width of each column of a table: what it needs, and more of what it would take while there is room.
+
+    Where there is no room for what they need the widest give way.
+    """
+    given = dict(needs)
+    room = width - sum(given.values()) - GAP * (len(given) - 1)
+    for index in given:
+        more = min(max(0, room), whole[index] - given[index])
+        given[index], room = given[index] + more, room - more
+    while room < 0 and max(given.values()) > 1:
+        widest = max(given, key=lambda index: given[index])
+        given[widest], room = given[widest] - 1, room + 1
+    return given
 
 
 def cell_text(cell: Any) -> str:

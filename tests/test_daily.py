@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 import xarray as xr
 from called import claimed_elsewhere
+from rich.console import Console
 from two_runs import refused, two_runs
 
 import lake as command_line
 from extract.small_models.problems import make_pairs, write_pairs
 from lake import printing
 from schemas import FORMAT_VERSION, Intervention, UsageError, nearest
+from schemas.command import Table
 from schemas.csv_files import plain_numbers
 from schemas.meaning import explained
 from store import open_lake, remove, select_removable, verify
@@ -26,6 +28,25 @@ from store.info import describe_results
 def made(tmp_path_factory):
     """A lake that is only read."""
     return two_runs(tmp_path_factory.mktemp("lakes") / "made.lake")
+
+
+@pytest.mark.parametrize(("width", "n_table"), [(40, 2), (60, 2), (200, 1)])
+def test_tables_that_are_wider_than_the_terminal_lose_nothing(monkeypatch, width, n_table):
+    out = StringIO()
+    monkeypatch.setattr(printing, "console", Console(width=width, file=out, soft_wrap=True))
+    rows = [[place, control, "0.995 [0.97, 1.00]", "1.0e+00", "+0.00"]
+            for place in ("ct0", "ct1") for control in ("", "noise of the same norm")]  # fmt: skip
+    columns = ["place", "control", "accuracy 95%", "p", "drop"]
+    printing.show([Table(title="corrupt", columns=columns, rows=rows, caption="Wilson")])
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width
+    assert (lines[0], lines[-1]) == ("corrupt", "Wilson")
+    heads = [line.split("  ") for line in lines if line.startswith("place")]
+    assert len(heads) == n_table
+    assert [name.strip() for head in heads for name in head if name and name.strip() not in columns[:2]] == columns[2:]
+    text = " ".join(lines)
+    assert all(text.count(word) == len(heads) * 2 for word in ("ct0", "ct1", "noise", "norm"))
+    assert text.count("0.995 [0.97, 1.00]") == 4
 
 
 def test_no_command_prints_help_and_the_version_is_told(call):

@@ -34,11 +34,17 @@ from schemas.resampling import percentiles
 Array = np.ndarray[Any, np.dtype[Any]]
 STATISTICS = {
     "explained": (("position", "component"), "share of the variance"),
-    "participation_ratio": (("position",), "directions that share the variance evenly"),
+    "participation_ratio": (
+        ("position",),
+        "directions that share the variance evenly, without the bias of few problems",
+    ),
     "two_nn": (("position",), "intrinsic dimension by the two nearest neighbours"),
     "norm": (("position",), "mean length"),
     "cosine": (("position", "other_position"), "mean cosine between positions of a problem"),
-    "centred_cosine": (("position", "other_position"), "the same, once the mean over problems is taken off"),
+    "centred_cosine": (
+        ("position", "other_position"),
+        "mean cosine between positions of a problem, less the mean over problems",
+    ),
 }
 
 BOUNDS = {"explained": (0.0, 1.0), "participation_ratio": (1.0, np.inf), "two_nn": (0.0, np.inf), "norm": (0.0, np.inf)}
