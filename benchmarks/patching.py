@@ -8,8 +8,9 @@ gpt2        Random weights of GPT-2's sizes (124M), at two layers of the twelve;
 Into the state after one block at one thought goes that of another problem; then the model thinks on and answers. The
 latent loop of the others is written by hand around their passes, with their key-value cache and all questions in one
 batch, one condition after the other, as both document it. A sweep of this project shares what lies before the thought
-among all conditions and goes on with all of them in one batch, which each joins at its thought; it also scores the gold
-answer. All must write the same answers, which is checked first.
+among all conditions and goes on with all of them in one batch, which each joins at its thought. It also scores the gold
+answer, and need not write it where that is what would be written; random weights never do. All must write the same
+answers, which is checked first.
 """
 
 import argparse
