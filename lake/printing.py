@@ -112,8 +112,8 @@ def widths_of(cells: Sequence[Sequence[str]], at: str) -> list[int]:
 
 
 def naming(rows: Sequence[Sequence[str]]) -> int:
-    """How many columns it takes to tell rows apart: one, two or three; one where three do not."""
-    return next((n for n in (1, 2, 3) if len({tuple(row[:n]) for row in rows}) == len(rows)), 1)
+    """How many columns it takes to tell rows apart, up to four; one where four do not."""
+    return next((n for n in (1, 2, 3, 4) if len({tuple(row[:n]) for row in rows}) == len(rows)), 1)
 
 
 def fitting(needs: Sequence[int], n_label: int, width: int) -> list[list[int]]:
