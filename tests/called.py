@@ -33,7 +33,7 @@ def forked_lake(words: list[str], prepare: Callable[[], object]) -> int:
 
 @contextmanager
 def claimed_elsewhere(place: Path, run: str) -> Iterator[None]:
-    """Meanwhile another process writes the run's first shard."""
+    """Within it another process holds the claim of the run's first shard."""
     (held, tell), (wait, release) = os.pipe(), os.pipe()
     if (holder := os.fork()) == 0:
         with RunWriter(place, run).claim(0) as claimed:

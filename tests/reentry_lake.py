@@ -54,12 +54,12 @@ def make_lake(root: Path) -> None:
 
 
 def target(folder: Path, model: str, data: str = "test", **options: Any) -> Target:
-    """A model to go back into."""
+    """A run and its model, opened for re-entry."""
     return open_target(open_lake(folder), f"{model}/{data}", **options)
 
 
 def oracle_target(folder: Path, data: str, architecture: str) -> Target:
-    """The random model's run, to go back into."""
+    """The random model's run, opened for re-entry."""
     model, base = (str(ORACLE / f"{kind}-{architecture}") for kind in ("codi", "base"))
     return target(folder, "oracle", data, checkpoint=model, base=base)
 
@@ -76,7 +76,7 @@ def figure(result: xr.Dataset, variable: str, **labels: Any) -> float:
 
 
 def lose_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the cache of keys and values one that no gradient passes."""
+    """Make the cache of keys and values pass no gradient."""
     update = KeyValues.update
 
     def detached(self: KeyValues, *arguments: Any, **options: Any) -> Any:

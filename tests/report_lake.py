@@ -59,5 +59,5 @@ def add_analyses(lake: Lake, model: str) -> None:
 
 
 def missing_of(result) -> list[str]:
-    """What a comparison says is not in the lake."""
+    """What a comparison reports as missing from the lake."""
     return json.loads(result.attrs["missing"])

@@ -25,7 +25,7 @@ RUN, FEW = "made-up/problems", "another/few"
 
 
 def reentry(run: xr.Dataset) -> xr.Dataset:
-    """A re-entry of two conditions: the second gives problems of an odd number another answer."""
+    """A re-entry of two conditions, the second of which changes the answers of problems with odd numbers."""
     answer = run["predicted_answer"].values
     predicted = np.stack([answer, np.where(run["example"].values % 2, answer + 1, answer)])
     logprob = np.stack([np.zeros(len(answer)), -run["example"].values.astype(float)])
@@ -83,7 +83,7 @@ class Served:
         self.thread.join()
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, Any, bytes]:
-        """Status, headers and content; the path goes out as it is."""
+        """Status, headers and content; the path is sent as it is given."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.putrequest(method, path, skip_host="host" in headers)

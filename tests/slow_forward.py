@@ -83,7 +83,7 @@ class Slow:
         return self.norm(x, "transformer.ln_f" if self.is_gpt2 else "model.norm")
 
     def project(self, state: Tensor) -> Tensor:
-        """What is fed at a thought, of the final state before."""
+        """The vector fed as a thought, from the final state before it."""
         y = gelu(state @ self.prj["1.weight"].T + self.prj["1.bias"])
         y = y @ self.prj["3.weight"].T + self.prj["3.bias"]
         return layer_norm(y, y.shape[-1:], self.prj["ln.weight"], self.prj["ln.bias"], 1e-5)
@@ -105,7 +105,7 @@ class Slow:
 
 
 def changed(x: Tensor, site: str, layer: int, changes: Changes) -> Tensor:
-    """Values (place, ..) with those that a site's changes are of."""
+    """Values (place, ..) after the changes at a site."""
     rows = list(x.unbind())
     for (of, at, place), change in changes.items():
         if (of, at) == (site, layer) and place < len(rows):

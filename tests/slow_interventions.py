@@ -137,7 +137,7 @@ def slowly(
 def stored_value(
     reasoner: Reasoner, run: xr.Dataset, intervention: Intervention, index: int, layer: int, position: str
 ) -> Tensor:
-    """What a run holds, or the model computes again, of an example at a place."""
+    """What a run holds of an example at a place, or the model computes again."""
     site = intervention.site
     if site not in run:
         found = reasoner.think([reasoner.encode(str(run.question.values[index]))], parts=[site],
@@ -153,7 +153,7 @@ def stored_value(
 def value_put_in(
     reasoner: Reasoner, run: xr.Dataset, intervention: Intervention, row: int, layer: int, position: str
 ) -> Tensor:
-    """A mean, noise, or the value of a donor, where the operation puts one in."""
+    """The mean, noise or donor's value that an operation puts in, if it puts one in."""
     n, operation = run.sizes["example"], intervention.operation
 
     def stored(index: int, position: str = position) -> Tensor:
@@ -203,7 +203,7 @@ def changed_attention(
 
 
 def changed_state(old: Tensor, reasoner: Reasoner, intervention: Intervention, new: Tensor, layer: int) -> Tensor:
-    """A state, a vector fed, or the values of some heads."""
+    """A changed state, vector fed, or values of some heads."""
     operation, strength = intervention.operation, intervention.strength
     if operation in ("replace", "replace_in") and intervention.donor == "forward":
         return old
@@ -255,7 +255,7 @@ def direction(reasoner: Reasoner, layer: int) -> Tensor:
 
 
 def factors(reasoner: Reasoner, layer: int) -> tuple[Tensor, Tensor]:
-    """What spans an oblique subspace of rank 3 ``(3, hidden)``, and what reads the coordinates in it."""
+    """Vectors that span an oblique subspace of rank 3, and those that read coordinates in it, ``(3, hidden)`` each."""
     generator = torch.Generator().manual_seed(layer + 7)
     basis, other = (torch.randn(3, reasoner.hidden, generator=generator) for _ in range(2))
     return basis, torch.linalg.solve(other @ basis.mT, other)

@@ -1,4 +1,4 @@
-"""Checkpoints, bases and tokenizers that do not belong together: each is one line and never another model."""
+"""Checkpoints, bases and tokenizers that do not belong together: refused in one line, never loaded as another model."""
 
 import json
 import shutil

@@ -114,7 +114,7 @@ def test_what_controls_show_in_words():
 
 
 class Lines:
-    """What a section says and lists, without a lake."""
+    """Stands for a page: keeps what a section says and lists."""
 
     def __init__(self, controls: dict[str, Control]) -> None:
         self.context = SimpleNamespace(

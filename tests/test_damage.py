@@ -156,7 +156,7 @@ def test_damage_of_any_kind_to_any_file_is_an_error_and_named(lakes: tuple[Path,
 
 
 def model_arrays() -> dict[str, np.ndarray]:
-    """Of a made-up model."""
+    """Arrays of a made-up model."""
     return {key: make_model()[key].values for key in MODEL_VARIABLES}
 
 

@@ -1,4 +1,4 @@
-"""Answers after any number of thoughts: against a slow reference, and on models of which it is known what they take."""
+"""Answers after any number of thoughts: against a slow reference, and on models that need a known number."""
 
 from pathlib import Path
 from typing import Any

@@ -28,7 +28,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_another_word_leads_where_the_graph_does(lake: Path) -> None:
-    """By the arrays that the problems were drawn as: column and branch, not the edges of the text."""
+    """What is expected comes from the arrays that the problems were drawn as, not from the edges of the text."""
     searches, graphs = Searches(open_lake(lake)["small-graph/graph"]), held_out_graphs("test", N)
     for row in range(0, N, 5):
         asked = int(graphs.asked[row])

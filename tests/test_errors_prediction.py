@@ -110,7 +110,7 @@ def test_fit_is_scikit_learns(kind, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 @pytest.mark.parametrize("scale", ["deviation", "common", "none"])
 def test_few_rows_are_fitted_in_axes_of_their_own(kind, scale, tmp_path, monkeypatch):
-    """The optimum is scikit-learn's, of constant features and missing numbers too, and that of passes over all rows."""
+    """The optimum is scikit-learn's, also for constant features and missing numbers, and that of passes over rows."""
     monkeypatch.setattr("analyze.errors.design._SPOOL_BYTES", 2000)
     monkeypatch.setattr("analyze.errors.fit._COLUMN_BYTES", 8 * 40 * 7)
     rng = np.random.default_rng(0)

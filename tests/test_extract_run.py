@@ -50,7 +50,7 @@ def arguments(lake: Path, data: Path, **changes: str) -> list[str]:
 
 
 def memory_for(data: Path, shard_examples: int, **spec: str) -> str:
-    """GiB that hold shards of so many examples."""
+    """GiB that shards of that many examples need."""
     prepared = prepared_run("none.lake", data, **spec)
     return str(held_bytes(prepared, shard_examples) * IN_FLIGHT / 2**30)
 
@@ -63,12 +63,12 @@ def run_main(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int,
 
 
 def forked(words: list[str], rank: int, world: int) -> int:
-    """The command as one of several writers, in a process of its own; its id."""
+    """Start the command as one of several writers in another process; its id."""
     return forked_lake(words, lambda: os.environ.update(RANK=str(rank), WORLD_SIZE=str(world)))
 
 
 def killed(lake: Path, data: Path, chance: random.Random, n_write: int, longest: float) -> bool:
-    """Extract in a process that may be killed, at a moment or at a write; whether it was."""
+    """Extract in a process that may be killed at some time or some write; whether it was."""
     prepared = prepared_run(lake, data, shard_examples=2)
     by_write = chance.random() < 0.6
     fatal, after = chance.randrange(n_write), chance.random() < 0.5
@@ -303,7 +303,7 @@ def test_a_failing_model_lets_go_of_its_shard(tmp_path: Path, data: Path, monkey
 
 
 def grown(lake: Path, data: Path) -> int:
-    """Bytes by which a process of its own grows that extracts in shards of 13 MB."""
+    """Bytes by which a process grows while it extracts in shards of 13 MB."""
     (told, tell), spec = os.pipe(), {"capture": "full", "dtype": "float32", "batch_size": 16}
 
     def held(name: str) -> int:

@@ -1,4 +1,4 @@
-"""Pages of features against one by one, and features that two models share: all, none, and what shuffles give."""
+"""Tables of all features against each feature by itself; features that two models share: all, none, and by chance."""
 
 import json
 

@@ -63,7 +63,7 @@ def test_the_answer_is_what_a_search_of_the_text_reaches():
 
 @pytest.mark.parametrize("step", range(1, DEPTH + 1))
 def test_without_the_sentences_of_any_one_step_both_answers_are_as_likely(step):
-    """Every problem has a twin that differs in these sentences alone and has the other answer; that one's is itself."""
+    """A problem's twin has the other answer, differs in these sentences alone, and has the problem as its own twin."""
     graphs = draw_graphs(np.random.default_rng(1), 100)
     other = graphs.crossed(step)
     back = other.crossed(step)

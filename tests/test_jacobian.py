@@ -1,4 +1,4 @@
-"""Jacobians through the loop of thoughts, against finite differences by the model's ordinary, ungraded way."""
+"""Jacobians through the loop of thoughts, against finite differences of ordinary passes without gradients."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def states(target: Target, rows: np.ndarray, edit: tuple[Any, ...] | None = None, **change: Any) -> Any:
-    """What the model thinks, with one place changed; by hooks that know nothing of gradients."""
+    """States of the model with one place changed by a plain hook, without gradients."""
     reasoner = target.reasoner
     armed = None
     if edit is not None:

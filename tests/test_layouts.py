@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on hubs: shards and their index, adapters by themselves, what trainers wrap them in."""
+"""Layouts of checkpoints on hubs: shards and their index, adapters alone, the wrappers of trainers."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from schemas import UsageError
 
 
 def layouts(state: dict[str, torch.Tensor], folder: Path) -> dict[str, Path]:
-    """One state dict as it lies on hubs."""
+    """One state dict in each layout found on hubs."""
     names = sorted(state)
     half = {name: value.contiguous().clone() for name, value in state.items()}
     found = {kind: folder / kind for kind in ("bin shards", "safetensors shards", "raw", "lightning", "trainer")}

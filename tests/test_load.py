@@ -262,7 +262,7 @@ def test_adapters_and_bases_that_lack_or_hide_weights_are_refused_in_one_line(ma
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "mixed"])
 def test_a_base_stored_in_half_the_width_is_the_same_model(made, tmp_path, kind):
-    """Adapters beside a base whose weights are halves: what is loaded is what float32 of the same numbers gives."""
+    """Adapters beside a base in float16: the model loaded is that of a base with the same numbers in float32."""
     folder, base, trained, plain = adapters_alone(made[0], tmp_path)
     save_file(trained, folder / "model.safetensors")
     half = torch.float16 if kind == "float16" else torch.bfloat16

@@ -126,7 +126,7 @@ def test_a_sound_run_agrees(run: tuple[Prepared, xr.Dataset, Path]) -> None:
 
 
 def wrong_values(right: xr.DataArray, wrong: str) -> np.ndarray:
-    """A variable's values with one thing wrong with all of them."""
+    """A variable's values, all wrong in one way."""
     values: np.ndarray = right.values.copy()
     if wrong == "zeros":
         return values * 0
@@ -214,7 +214,7 @@ def test_it_is_shown(run: tuple[Prepared, xr.Dataset, Path], capsys: pytest.Capt
 
 
 def test_another_machine_is_listed_once(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Facts of each writer that differs from the creator; the run is the same, whoever goes on with it."""
+    """What differs between each writer and the creator is listed; the run stays the same."""
     place = tmp_path / "toy.lake"
     prepared = prepared_run(place, data, shard_examples=4)
     extract(prepared, place, part=(0, 3))

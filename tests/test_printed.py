@@ -1,4 +1,4 @@
-"""What the program prints about itself: what it gives to mend or to go on runs, every number says whose it is."""
+"""What the program prints about itself: commands that it suggests run, and every number says what it is of."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def test_an_extraction_is_mended_by_the_command_that_made_it(tmp_path: Path, bar
 
 
 def corrupted(n: int, seed: int) -> xr.Dataset:
-    """A re-entry's result over ``n`` examples, that says so in its numbers."""
+    """A re-entry's result over ``n`` examples; every number in it is ``n``."""
     shape = ("stratum", "condition")
     frame = {name: (shape, np.full((1, 2), float(n))) for name in ("n", "accuracy", "untouched_accuracy", "importance")}
     return xr.Dataset(

@@ -86,7 +86,7 @@ def as_run(command: str) -> str:
 
 
 def unwritten(figure: Figure, name: str) -> tuple[str, bytes]:
-    """A drawing that is drawn and not written, its axes where they are: what is tested here are commands."""
+    """Draw a figure, but neither lay it out nor write it: these tests are of commands."""
     figure.set_layout_engine("none")
     figure.draw_without_rendering()
     return "<svg></svg>", b""

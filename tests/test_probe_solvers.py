@@ -140,7 +140,7 @@ def test_held_out_values_of_another_size_decide_nothing(size, hidden):
 
 
 def test_solved_regression_beside_one_that_shortens_its_step_stays_solved():
-    """No slope along no step: nothing may be divided by it, at any penalty."""
+    """Along a step of length zero the slope is zero, and nothing may be divided by it, at any penalty."""
     rng = np.random.default_rng(0)
     rows, label = rng.normal(size=(40, 4)), np.arange(40) % 2
     features = np.hstack([np.ones((40, 1)), rows * 1e3 + 1e3 * label[:, None]])[None]

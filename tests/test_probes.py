@@ -138,7 +138,7 @@ def test_a_step_of_two_classes_beside_one_of_more_has_a_direction_for_each():
 
 
 def test_certain_scores_do_not_tie():
-    """Noise under weak penalties is told with certainty, rightly or not: probabilities that round to 1."""
+    """Under weak penalties noise is predicted with probabilities that round to 1, rightly or wrongly."""
     run = make_run(n_example=120, n_layer=1, hidden=100, seed=3)
     run["hidden_state"].values[:] *= 1 + 30 * np.random.default_rng(4).random((120, 1, 1, 1), dtype=np.float32)
     settings = ProbeSettings(positions=["ct1"], controls=0, permutations=20, resamples=20, penalties=(1e4,))

@@ -381,7 +381,7 @@ def test_tokens_that_are_parts_of_characters_are_told_by_their_bytes() -> None:
 
 
 def test_special_tokens_in_questions_are_told() -> None:
-    """What the tokenizer does not know, the marks of a template, and a beginning that it puts there itself."""
+    """Words that the tokenizer does not know, special tokens in the text, and a first token that it adds itself."""
     reasoner = load_reasoner("small-gpt2")
     known = "Tom has 3 apples."
     assert reasoner.marks_in([known]) == ()

@@ -1,4 +1,4 @@
-"""Back into the model: known truth on the shipped small models, controls, statistics, bad requests."""
+"""Re-entry: known truth on the shipped small models, controls, statistics, bad requests."""
 
 import json
 import shutil

@@ -158,7 +158,7 @@ def test_transplants_go_through_a_map_fitted_on_other_problems(lake: Path) -> No
 
 
 def through_ridge(x: np.ndarray, y: np.ndarray, fitted: np.ndarray) -> np.ndarray:
-    """What a ridge regression gives whose strength does best where each problem in turn is left out."""
+    """Predictions of a ridge regression whose penalty does best where each problem in turn is left out."""
     z = (x - x[fitted].mean(0)) / x[fitted].std(0)
     centred, n = z[fitted], fitted.sum()
     best = (np.inf, z)

@@ -31,7 +31,7 @@ NEW = xr.Dataset({"score": ("layer", [3.0, 4.0])})
 
 
 class Killed(BaseException):
-    """What stands for a kill where nothing runs on the way out."""
+    """Stands for a kill, after which nothing runs."""
 
 
 def write(lake: Lake, result: xr.Dataset) -> str:
@@ -39,7 +39,7 @@ def write(lake: Lake, result: xr.Dataset) -> str:
 
 
 def value(lake: Lake) -> list[float]:
-    """Of the one result there is, which is whole, and found by all the ways to it."""
+    """Value of the lake's one result, which must be whole."""
     (found,) = lake.results()
     result = lake.open_result(found.name)
     assert ("gone" in result) == (result["score"].values[0] == 1)

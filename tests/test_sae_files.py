@@ -171,7 +171,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path, file, content):
 
 
 def forward_of(folder: Path, x: np.ndarray) -> Any:
-    """The same of a dictionary that was saved."""
+    """Codes and reconstruction of a dictionary that was saved."""
     config = json.loads((folder / "cfg.json").read_text())
     assert config["normalize_activations"] == "none"
     kind, subtract = config["architecture"], config["apply_b_dec_to_input"]

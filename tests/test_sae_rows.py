@@ -59,7 +59,7 @@ def test_reading_visits_a_bounded_part_at_a_time(run):
 
 
 def test_chunks_of_few_examples_are_joined_and_each_is_read_once(run):
-    """As those of drawn examples are: a product for each few rows costs as much as one of many."""
+    """As chunks of drawn examples are: a matrix product of few rows costs as much as one of many."""
     state = run["hidden_state"].sel(CELLS).chunk(example=(7, 3, 5, 60, 9, 6), layer=1, position=-1)
     walked = list(Rows({"": state}, pooled=True).walk(np.ones(90, bool), max_rows=32))
     assert [block.example.stop for block, _, _ in walked] == [15, 15, 47, 47, 75, 75, 90, 90]

@@ -1,4 +1,4 @@
-"""Mixtures of words as thoughts, against plain transformers that loop by hand: no cache, no code of the loop's."""
+"""Mixtures of words as thoughts, against a loop by hand over plain transformers, without a cache."""
 
 import json
 from dataclasses import replace
@@ -51,7 +51,7 @@ def model_of(folder: Path, kind: str, template: str | None = TEMPLATE) -> Any:
 
 
 def mixed(logits: torch.Tensor, words: torch.Tensor, rule: Any) -> torch.Tensor:
-    """What the official sampler mixes of one place's logits ``(word,)``, word by word; ``words (word, hidden)``."""
+    """The official sampler's mixture for logits ``(word,)`` of one place, word by word; ``words (word, hidden)``."""
     share = {word: float(p) for word, p in enumerate(torch.softmax(logits.double() / rule.temperature, 0))}
 
     def renormed(kept: list[int]) -> None:
@@ -216,7 +216,7 @@ def test_a_mixture_of_other_words_is_counted_and_ends_the_comparison(tmp_path: P
     assert precision["other_thoughts"] == 0
 
     def turned(n_example: int, first: str = "ct1") -> Any:
-        """What is said of the run with some examples another from a thought on."""
+        """Verdict on a run some of whose examples differ from a thought on."""
         other = run.copy(deep=True)
         start = other["position"].values.tolist().index(first)
         for name in ("hidden_state", "final_state"):
