@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from schemas.resampling import draw_counts, mean_interval, percentiles, problems_drawn
+from schemas.resampling import draw_counts, percentiles, problems_drawn
 from schemas.statistics import wilson_interval
 
 
@@ -69,24 +69,3 @@ def ratio_interval(part: np.ndarray, whole: np.ndarray, draws: np.ndarray, level
         resampled = (part @ draws) / (whole @ draws)
     ends = percentiles(resampled, problems_drawn(len(part), draws.sum(0)), level)
     return [float(part.sum() / whole.sum()), *map(float, ends)]
-
-
-def bootstrap_mean(values: xr.DataArray, problem: xr.DataArray, *, n_resample: int = 500, seed: int = 0) -> xr.Dataset:
-    """Mean over examples with a 95% bootstrap interval over problems.
-
-    Parameters
-    ----------
-    values : (example, ...)
-        NaN: no value. Computed and held; beside it memory does not grow with the examples.
-    problem : (example,)
-        Group of each example.
-
-    Returns
-    -------
-    Dataset of ``mean``, ``low``, ``high`` : (...)
-    """
-    ends = mean_interval(
-        values.transpose(..., "example").values, seed, np.asarray(problem.values), n_resample=n_resample
-    )
-    one = values.isel(example=0, drop=True).drop_vars("problem", errors="ignore")
-    return xr.Dataset({name: one.copy(data=end) for name, end in zip(("mean", "low", "high"), ends, strict=True)})
