@@ -8,17 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import two_runs
 import xarray as xr
 
 from lake import shell
 
 CODI = Path(__file__).parent / "data" / "codi_oracle"
 GOOD = [{"question": "Tom has 7 apples.", "answer": "<<3+4=7>> #### 7"}, {"question": "Why?", "answer": 3}]
-
-
-@pytest.fixture
-def run(call):
-    return call
 
 
 @pytest.fixture
@@ -43,18 +39,14 @@ def arguments(folder, data, lake, arch="gpt2", **extra):
 
 
 def refused(answer, lake, *words):
-    code, out, err = answer
-    assert code == 2, (code, out, err)
-    assert out == ""
-    assert err.startswith("lake: "), err
-    assert err.count("\n") == 1, err
-    for word in words:
-        assert word in err, f"{word!r} not in: {err}"
+    """Nor is anything written."""
+    two_runs.refused(answer, *words)
+    assert answer[2].startswith("lake: ")
     assert not lake.exists()
 
 
-def test_extract_writes_what_plain_xarray_reads(run, data, tmp_path):
-    code, out, err = run(*arguments(CODI, data, tmp_path / "a.lake"))
+def test_extract_writes_what_plain_xarray_reads(call, data, tmp_path):
+    code, out, err = call(*arguments(CODI, data, tmp_path / "a.lake"))
     assert code == 0
     assert "m/tiny" in out
     scale, cut, unread = err.splitlines()  # and no bar where there is no terminal
@@ -63,14 +55,14 @@ def test_extract_writes_what_plain_xarray_reads(run, data, tmp_path):
     assert "answers no number can be read" in unread
     dataset = xr.open_zarr(tmp_path / "a.lake", group="m/tiny", consolidated=False)
     assert dataset.committed.values.all()
-    code, out, _ = run(*arguments(CODI, data, tmp_path / "a.lake"), "--json")
+    code, out, _ = call(*arguments(CODI, data, tmp_path / "a.lake"), "--json")
     assert json.loads(out)["shards_kept"] == 1
 
 
-def test_what_happens_to_columns_and_steps_is_said(run, tmp_path):
+def test_what_happens_to_columns_and_steps_is_said(call, tmp_path):
     path = tmp_path / "tiny.jsonl"
     path.write_text(json.dumps({"question": "Tom owes $5.\u2028What has he?", "answer": "#### -$5", "layer": 1}) + "\n")
-    code, _, err = run(*arguments(CODI, path, tmp_path / "a.lake", lora_alpha="32"))
+    code, _, err = call(*arguments(CODI, path, tmp_path / "a.lake", lora_alpha="32"))
     assert code == 0
     renamed, no_steps, cut, unread = err.splitlines()
     assert renamed == "lake: columns stored under another name: 'layer' as data_layer"
@@ -83,7 +75,7 @@ def test_what_happens_to_columns_and_steps_is_said(run, tmp_path):
     assert dataset["layer"].dims == ("layer",)
 
 
-def test_mistakes_in_the_data(run, tmp_path):
+def test_mistakes_in_the_data(call, tmp_path):
     """As the command tells them; what is refused is in ``test_data``."""
     lake = tmp_path / "a.lake"
     for content, words in [
@@ -93,8 +85,8 @@ def test_mistakes_in_the_data(run, tmp_path):
     ]:
         path = tmp_path / "bad.jsonl"
         path.write_text(content)
-        refused(run(*arguments(CODI, path, lake)), lake, *words)
-    refused(run(*arguments(CODI, tmp_path / "absent.jsonl", lake)), lake, "absent.jsonl")
+        refused(call(*arguments(CODI, path, lake)), lake, *words)
+    refused(call(*arguments(CODI, tmp_path / "absent.jsonl", lake)), lake, "absent.jsonl")
 
 
 def edit_state(folder, change):
@@ -104,20 +96,20 @@ def edit_state(folder, change):
     torch.save(state, path)
 
 
-def test_mistakes_in_the_checkpoint(run, data, broken, tmp_path):
+def test_mistakes_in_the_checkpoint(call, data, broken, tmp_path):
     lake = tmp_path / "a.lake"
     weights = broken / "codi-gpt2" / "pytorch_model.bin"
     whole = weights.read_bytes()
 
     edit_state(broken, lambda state: state.update({"codi.surplus": torch.zeros(1)}))
-    refused(run(*arguments(broken, data, lake)), lake, "surplus")
+    refused(call(*arguments(broken, data, lake)), lake, "surplus")
     weights.write_bytes(whole)
     edit_state(broken, lambda state: state.pop("prj.1.weight"))
-    refused(run(*arguments(broken, data, lake)), lake, "prj.1.weight")
+    refused(call(*arguments(broken, data, lake)), lake, "prj.1.weight")
     weights.write_bytes(whole[: len(whole) // 2])
-    refused(run(*arguments(broken, data, lake)), lake, "pytorch_model.bin")
+    refused(call(*arguments(broken, data, lake)), lake, "pytorch_model.bin")
     weights.unlink()
-    refused(run(*arguments(broken, data, lake)), lake, "pytorch_model.bin")
+    refused(call(*arguments(broken, data, lake)), lake, "pytorch_model.bin")
     weights.write_bytes(whole)
 
     config = json.loads((broken / "base-gpt2" / "config.json").read_text())
@@ -127,32 +119,32 @@ def test_mistakes_in_the_checkpoint(run, data, broken, tmp_path):
         ({"n_embd": 40}, []),
     ]:
         (broken / "base-gpt2" / "config.json").write_text(json.dumps(config | change))
-        refused(run(*arguments(broken, data, lake)), lake, *words)
+        refused(call(*arguments(broken, data, lake)), lake, *words)
     shutil.rmtree(broken / "base-gpt2")
     shutil.copytree(CODI / "base-llama", broken / "base-gpt2")
-    refused(run(*arguments(broken, data, lake)), lake)
+    refused(call(*arguments(broken, data, lake)), lake)
     shutil.rmtree(broken / "base-gpt2")
-    refused(run(*arguments(broken, data, lake)), lake, "base-gpt2")
+    refused(call(*arguments(broken, data, lake)), lake, "base-gpt2")
 
 
-def test_mistakes_in_the_flags(run, data, tmp_path):
+def test_mistakes_in_the_flags(call, data, tmp_path):
     lake = tmp_path / "a.lake"
-    refused(run(*arguments(CODI, data, lake, device="cuda:7")), lake, "cuda:7")
-    refused(run(*arguments(CODI, data, lake, device="abacus")), lake, "abacus")
-    refused(run(*arguments(CODI, data, lake, dtype="float8")), lake, "float8", "float16")
-    refused(run(*arguments(CODI, data, lake, capture="some")), lake, "some", "latent")
-    refused(run(*arguments(CODI, data, lake, batch_size=0)), lake, "--batch-size")
-    refused(run(*arguments(CODI, data, lake, shard="3/2")), lake, "3/2")
-    refused(run("extract", "--model", "x", "--data", data), lake, "--lake")
-    refused(run("nonsense"), lake, "nonsense")
+    refused(call(*arguments(CODI, data, lake, device="cuda:7")), lake, "cuda:7")
+    refused(call(*arguments(CODI, data, lake, device="abacus")), lake, "abacus")
+    refused(call(*arguments(CODI, data, lake, dtype="float8")), lake, "float8", "float16")
+    refused(call(*arguments(CODI, data, lake, capture="some")), lake, "some", "latent")
+    refused(call(*arguments(CODI, data, lake, batch_size=0)), lake, "--batch-size")
+    refused(call(*arguments(CODI, data, lake, shard="3/2")), lake, "3/2")
+    refused(call("extract", "--model", "x", "--data", data), lake, "--lake")
+    refused(call("nonsense"), lake, "nonsense")
     twice = "--model is given 2 times; give one; see lake extract --help"
-    refused(run(*arguments(CODI, data, lake), "--model", "other"), lake, twice)
-    refused(run("analyze", "lens", lake, "--layers", "0", "--layers=1"), lake, "separate several by commas")
+    refused(call(*arguments(CODI, data, lake), "--model", "other"), lake, twice)
+    refused(call("analyze", "lens", lake, "--layers", "0", "--layers=1"), lake, "separate several by commas")
     for words in (["problems", "--out", " "], ["info", ""], ["query", lake, "select 1", "--csv", ""]):
-        refused(run(*words), lake, "empty and names no place")
+        refused(call(*words), lake, "empty and names no place")
 
 
-def test_places_of_what_is_written(run, data, tmp_path, monkeypatch):
+def test_places_of_what_is_written(call, data, tmp_path, monkeypatch):
     """No table lands in a lake, whichever; a home behind ``=`` is one."""
     lake = tmp_path / "a.lake"
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -160,7 +152,7 @@ def test_places_of_what_is_written(run, data, tmp_path, monkeypatch):
     words = [
         f"--lake=~/{lake.name}" if word is lake else word for word in arguments(CODI, data, lake) if word != "--lake"
     ]
-    code, _, _ = run(*words, "--limit", "1")
+    code, _, _ = call(*words, "--limit", "1")
     assert (code, (tmp_path / "~").exists()) == (0, False)
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
@@ -176,7 +168,7 @@ def test_places_of_what_is_written(run, data, tmp_path, monkeypatch):
         (["problems", "--out", tmp_path / "file"], "name another place"),
         (["problems", "--out", tmp_path / "loop"], "loop: Too many levels of symbolic links; name another place"),
     ):
-        code, _, error = run(*words)
+        code, _, error = call(*words)
         assert (code, message in error) == (2, True), error
     assert sorted(path.name for path in lake.iterdir()) == ["m", "zarr.json"]
 
@@ -204,33 +196,33 @@ def test_what_lets_one_in_at_an_address_is_not_printed(capsys):
         assert capsys.readouterr().err == f"lake: {shown}\n"
 
 
-def test_a_lake_of_another_model_is_left_alone(run, data, tmp_path):
+def test_a_lake_of_another_model_is_left_alone(call, data, tmp_path):
     lake = tmp_path / "a.lake"
-    assert run(*arguments(CODI, data, lake))[0] == 0
+    assert call(*arguments(CODI, data, lake))[0] == 0
     before = {path: path.read_bytes() for path in lake.rglob("*") if path.is_file()}
     for extra in ({"arch": "llama"}, {"dtype": "float32"}, {"capture": "full"}):
-        code, _, err = run(*arguments(CODI, data, lake, **extra))
+        code, _, err = call(*arguments(CODI, data, lake, **extra))
         assert code == 2
         assert err.count("\n") == 1
         assert any(word in err for word in ("weights", "dtype", "capture")), err
     data.write_text(json.dumps(GOOD[0]))
-    code, _, err = run(*arguments(CODI, data, lake))
+    code, _, err = call(*arguments(CODI, data, lake))
     assert code == 2
     assert "sha256" in err
     assert before == {path: path.read_bytes() for path in lake.rglob("*") if path.is_file()}
 
 
-def test_folders_that_are_no_lake(run, data, tmp_path):
+def test_folders_that_are_no_lake(call, data, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo.txt").write_text("x")
-    code, _, err = run(*arguments(CODI, data, tmp_path / "notes"))
+    code, _, err = call(*arguments(CODI, data, tmp_path / "notes"))
     assert code == 2
     assert "no lake" in err
-    code, _, err = run("info", tmp_path / "absent")
+    code, _, err = call("info", tmp_path / "absent")
     assert code == 2
     assert "no lake" in err
-    assert run(*arguments(CODI, data, tmp_path / "lakes" / "a.lake"))[0] == 0
-    code, _, err = run("verify", tmp_path / "lakes")
+    assert call(*arguments(CODI, data, tmp_path / "lakes" / "a.lake"))[0] == 0
+    code, _, err = call("verify", tmp_path / "lakes")
     assert (code, err.count("\n")) == (2, 1)
     assert f"no lake, but has one in it: {tmp_path}/lakes/a.lake" in err
 

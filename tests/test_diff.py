@@ -8,18 +8,7 @@ import pytest
 import xarray as xr
 from synthetic import make_model, make_run, write_run
 
-import lake as command_line
 from store import open_lake
-
-
-@pytest.fixture
-def call(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as left:
-            command_line.main(["diff", *map(str, arguments)])
-        return left.value.code, capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize("second", [8, 4])  # the same shards, of which equal ones are not read, or others
@@ -32,9 +21,9 @@ def test_changed_values_are_named_with_place_and_size(call, tmp_path, second):
     other["answer_logprob"][6] = np.nan
     other["generated_text"][7] = "else"
     write_run(tmp_path / "b.lake", other, model, shard_examples=second)
-    code, said = call(tmp_path / "a.lake", tmp_path / "b.lake", "one/problems", "one/others", "--json")
-    found = {row["variable"]: row for row in json.loads(said.out)["values"]}
-    assert (code, said.err, found.keys()) == (1, "", {"hidden_state", "answer_logprob", "generated_text"})
+    code, out, err = call("diff", tmp_path / "a.lake", tmp_path / "b.lake", "one/problems", "one/others", "--json")
+    found = {row["variable"]: row for row in json.loads(out)["values"]}
+    assert (code, err, found.keys()) == (1, "", {"hidden_state", "answer_logprob", "generated_text"})
     state = found["hidden_state"]
     assert (state["differ"], state["examples"], state["where"]) == (2, 2, "example 12 layer 2 position ct4 hidden 6")
     assert state["largest"] == pytest.approx(2.0, rel=1e-5)
@@ -46,9 +35,9 @@ def test_changed_values_are_named_with_place_and_size(call, tmp_path, second):
     assert (found["answer_logprob"]["differ"], found["answer_logprob"]["where"]) == (1, "example 6")
     assert float(found["answer_logprob"]["largest"]) == np.inf  # a number and none
     assert found["generated_text"]["second"] == "else"
-    assert call(tmp_path / "a.lake", tmp_path / "a.lake", "one/problems")[0] == 0
-    said = call(tmp_path / "a.lake", tmp_path / "b.lake", "one/problems", "one/others")[1]
-    assert ("layout.shard_bytes" in said.out) == (second == 4)
+    assert call("diff", tmp_path / "a.lake", tmp_path / "a.lake", "one/problems")[0] == 0
+    out = call("diff", tmp_path / "a.lake", tmp_path / "b.lake", "one/problems", "one/others")[1]
+    assert ("layout.shard_bytes" in out) == (second == 4)
 
 
 def test_two_lakes_are_compared_group_by_group(call, tmp_path):
@@ -56,17 +45,17 @@ def test_two_lakes_are_compared_group_by_group(call, tmp_path):
     score = xr.Dataset({"score": ("layer", [0.5, 1.0])})
     name = open_lake(tmp_path / "a.lake").write_result("scores", score, runs=["one/problems"], spec={})
     shutil.copytree(tmp_path / "a.lake", tmp_path / "b.lake")
-    code, said = call(tmp_path / "a.lake", tmp_path / "b.lake")
-    assert (code, "3 models, runs and results are the same" in said.out) == (0, True)
+    code, out, _ = call("diff", tmp_path / "a.lake", tmp_path / "b.lake")
+    assert (code, "3 models, runs and results are the same" in out) == (0, True)
     open_lake(tmp_path / "b.lake").write_result("scores", score + [0, 0.25], runs=["one/problems"], spec={})
     write_run(tmp_path / "b.lake", make_run(name="two/problems"), make_model())
-    code, said = call(tmp_path / "a.lake", tmp_path / "b.lake", "--json")
-    found = {row["name"]: (row["state"], row["how"]) for row in json.loads(said.out) if row["state"] != "same"}
+    _, out, _ = call("diff", tmp_path / "a.lake", tmp_path / "b.lake", "--json")
+    found = {row["name"]: (row["state"], row["how"]) for row in json.loads(out) if row["state"] != "same"}
     assert found == {
         name: ("differs", "score: 1 of 2 values, by 0.25 at most"),
         "two": ("second alone", ""),
         "two/problems": ("second alone", ""),
     }
-    code, said = call(tmp_path / "a.lake", tmp_path / "b.lake", "one/problem")
+    code, _, err = call("diff", tmp_path / "a.lake", tmp_path / "b.lake", "one/problem")
     assert code == 2
-    assert "did you mean 'one/problems'" in said.err
+    assert "did you mean 'one/problems'" in err

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
+from sae_states import CELLS
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
@@ -15,7 +16,6 @@ from analyze.errors.spec import ErrorSpec
 from analyze.sae.dictionary import SAESpec, train_sae
 from schemas.errors import SchemaError, UsageError
 
-CELLS = {"layer": [0, 1], "position": ["bot", "ct0", "ct1"]}
 SAE = SAESpec(features=24, k=4, epochs=4, batch_size=64, fractions=(0.6, 0.15, 0.25))
 QUICK = ErrorSpec(resamples=200, penalties=(1e-2, 1e-1))
 
