@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import lake as command_line
 from extract.run.batch import read_plan, words_of
 from schemas import UsageError
 from store import open_lake
@@ -64,18 +63,13 @@ def test_mistakes_of_a_plan_are_one_line(tmp_path, text, message):
     assert "\n" not in str(raised.value)
 
 
-def test_runs_of_a_plan_are_those_of_their_commands(tmp_path, capsys):
-    def call(*words):
-        with pytest.raises(SystemExit) as left:
-            command_line.main(list(words))
-        return left.value.code, capsys.readouterr()
-
+def test_runs_of_a_plan_are_those_of_their_commands(call, tmp_path):
     for name, answer in (("numbers", 7), ("words", "red")):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": "Tom has 7?", "answer": answer}) + "\n")
     base, checkpoint = CODI / "base-gpt2", CODI / "codi-gpt2"
     shared = f'lake = "{tmp_path}/a.lake"\nbase = "{base}"\nmodel = "m={checkpoint}"\nmax_new_tokens = 3\n'
     path = plan(tmp_path, f'{shared}data = ["{tmp_path}/numbers.jsonl", "{tmp_path}/words.jsonl"]\n')
-    code, (out, err) = call("batch", path, "--json")
+    code, out, err = call("batch", path, "--json")
     assert code == 0, err
     assert [each["run"] for each in json.loads(out)] == ["m/numbers", "m/words"]
     made = open_lake(tmp_path / "a.lake")
@@ -87,7 +81,7 @@ def test_runs_of_a_plan_are_those_of_their_commands(tmp_path, capsys):
     assert other.attributes("m/words")["fingerprint"] == made.attributes("m/words")["fingerprint"]
 
     (tmp_path / "words.jsonl").write_text('{"question": "a?"}\n')
-    code, (out, err) = call("batch", plan(tmp_path, (tmp_path / "plan.toml").read_text().replace("a.lake", "c.lake")))
+    code, out, err = call("batch", plan(tmp_path, (tmp_path / "plan.toml").read_text().replace("a.lake", "c.lake")))
     assert (code, out) == (2, "")
     assert "words.jsonl line 1" in err
     assert not (tmp_path / "c.lake").exists()

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from called import run_lake
 from synthetic import make_model, make_run, write_run
 
-import lake as command_line
 from analyze import cost as costs
 from analyze.probes.command import ProbeSettings
 from analyze.source import Source
@@ -43,10 +43,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def called(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[str, str]:
-    with pytest.raises(SystemExit) as left:
-        command_line.main([str(word) for word in words])
+    code = run_lake(*words)
     out, err = capsys.readouterr()
-    assert left.value.code == 0, err
+    assert code == 0, err
     return out, err
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from called import claimed_elsewhere
+from called import claimed_elsewhere, run_lake
 from rich.console import Console
 from two_runs import refused, two_runs
 
-import lake as command_line
 from extract.small_models.problems import make_pairs, write_pairs
 from lake import printing
 from schemas import FORMAT_VERSION, Intervention, UsageError, nearest
@@ -255,8 +254,7 @@ def test_a_shell_completes_commands_choices_lakes_runs_and_results(made, analyse
         monkeypatch.setenv("COMP_WORDS", " ".join(map(str, words)))
         monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
         monkeypatch.setenv("_LAKE_COMPLETE", "bash_complete")
-        with pytest.raises(SystemExit):
-            command_line.main([])
+        run_lake()
         monkeypatch.delenv("_LAKE_COMPLETE")
         return [line.partition(",")[2] for line in capsys.readouterr().out.split()]
 
@@ -274,14 +272,10 @@ def test_a_shell_completes_commands_choices_lakes_runs_and_results(made, analyse
     monkeypatch.setenv("HOME", str(tmp_path))
     for shell, place in (("zsh", ".zfunc/_lake"), ("fish", ".config/fish/completions/lake.fish")):
         monkeypatch.setenv("SHELL", f"/bin/{shell}")
-        with pytest.raises(SystemExit) as left:
-            command_line.main(["--install-completion"])
-        assert left.value.code == 0
+        assert run_lake("--install-completion") == 0
         assert "_LAKE_COMPLETE" in (tmp_path / place).read_text()
     monkeypatch.setenv("SHELL", "/bin/dash")
-    with pytest.raises(SystemExit) as left:
-        command_line.main(["--install-completion"])
-    assert left.value.code == 2
+    assert run_lake("--install-completion") == 2
 
 
 def test_numbers_of_single_precision_have_no_noise_in_tables_and_all_others_stay():

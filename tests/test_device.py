@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from called import run_lake
 from safetensors import SafetensorError
 from small_runs import checkpoint, write_questions
 
-import lake as command_line
 from extract import load_reasoner
 from extract.model.device import device_errors, device_failure, find_device, own_card
 from extract.model.flight import Flight
@@ -46,9 +46,7 @@ def test_a_device_that_is_not_there(device: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card here")
 def test_training_without_a_card_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        command_line.main(["train", "small-gpt2", "--out", str(tmp_path / "out"), "--device", "cuda"])
-    assert stop.value.code == 2
+    assert run_lake("train", "small-gpt2", "--out", tmp_path / "out", "--device", "cuda") == 2
     assert re.fullmatch("lake: device 'cuda' does not exist here: .*\n", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
@@ -101,15 +99,14 @@ def test_batches_too_large_for_a_device_are_halved(
     folder, base = checkpoint("gpt2")
     words = ["extract", "--model", f"toy={folder}", "--base", base, "--lake", str(tmp_path / "x.lake")]
     words += ["--data", str(write_questions(tmp_path / "toy.jsonl", 5)), "--max-new-tokens", "3", "--batch-size", "5"]
-    with pytest.raises(SystemExit) as stop:
-        command_line.main(words)
+    code = run_lake(*words)
     out, err = capsys.readouterr()
     if most:
-        assert stop.value.code == 0
+        assert code == 0
         assert "5 examples" in out
         assert "batches of at most 2" in err
     else:
-        assert stop.value.code == 1
+        assert code == 1
         note, error = err.splitlines()
         assert "low-rank updates" in note
         assert re.search(r"a batch of 1 questions: CUDA out of memory.*pass --capture latent", error)

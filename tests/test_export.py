@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+from called import run_lake
 from safetensors import safe_open
 from synthetic import make_model, make_run, write_run
 
@@ -31,10 +32,9 @@ def write(lake, tmp_path, monkeypatch, capsys):
     def run(ending: str, variables: str, *options: str):
         file = tmp_path / f"a.{ending}"
         words = ["export", str(lake.location), RUN, "--variable", variables, "--to", str(file), "--limit", "17"]
-        with pytest.raises(SystemExit) as left:
-            command_line.main([*words, "--layers", "0,2", "--positions", "ct1,eot,a0", "--json", *options])
+        code = run_lake(*words, "--layers", "0,2", "--positions", "ct1,eot,a0", "--json", *options)
         chosen = lake[RUN].isel(example=slice(0, 17)).sel(layer=[0, 2], position=["ct1", "eot", "a0"])
-        return left.value.code, file, chosen.load(), capsys.readouterr()
+        return code, file, chosen.load(), capsys.readouterr()
 
     return run
 
@@ -120,9 +120,8 @@ def test_a_format_holds_a_column_as_it_is_or_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(("place", "problem"), [("/dev/null/a.npz", "name another place"), ("here", "inside the lake")])
 def test_places_where_nothing_is_written(lake, capsys, place, problem):
     to = str(lake.folder / "a.npz") if place == "here" else place
-    with pytest.raises(SystemExit) as left:
-        command_line.main(["export", str(lake.location), RUN, "--to", to])
+    code = run_lake("export", lake.location, RUN, "--to", to)
     error = capsys.readouterr().err
-    assert left.value.code == 2
+    assert code == 2
     assert problem in error
     assert error.count("\n") == 1

@@ -11,14 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
-from called import claimed_elsewhere, forked_lake
+from called import claimed_elsewhere, forked_lake, run_lake
 from small_runs import checkpoint, prepared_run, tree, write_questions
 
-import lake as command_line
 from extract.run.extract import extract, prepare
 from extract.run.prepare import IN_FLIGHT, batches, held_bytes
 from schemas import LakeError, RunSpec, SpecMismatchError, UsageError
@@ -53,13 +53,6 @@ def memory_for(data: Path, shard_examples: int, **spec: str) -> str:
     """GiB that shards of that many examples need."""
     prepared = prepared_run("none.lake", data, **spec)
     return str(held_bytes(prepared, shard_examples) * IN_FLIGHT / 2**30)
-
-
-def run_main(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stop:
-        command_line.main(words)
-    said = capsys.readouterr()
-    return int(stop.value.code or 0), said.err, said.out
 
 
 def forked(words: list[str], rank: int, world: int) -> int:
@@ -118,7 +111,7 @@ def test_killed_anywhere_and_taken_up_again_gives_the_same_bytes(tmp_path: Path,
             break
 
 
-def test_the_command_killed_and_given_again(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_killed_and_given_again(tmp_path: Path, data: Path, call: Any) -> None:
     words = arguments(tmp_path / "cut.lake", data, **{"--memory": memory_for(data, 2)})
     first = forked(words, 0, 1)
     flags = tmp_path / "cut.lake" / "toy" / "toy" / "committed" / "c"
@@ -127,12 +120,12 @@ def test_the_command_killed_and_given_again(tmp_path: Path, data: Path, capsys: 
     os.kill(first, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == -signal.SIGKILL
     assert open_lake(tmp_path / "cut.lake")["toy/toy"].sizes["example"] < 12
-    code, said, printed = run_main(words, capsys)
+    code, printed, said = call(*words)
     assert code == 0
     assert "kept" in printed
     assert re.fullmatch(CUT, said)
     words[words.index("--lake") + 1] = str(tmp_path / "whole.lake")
-    assert run_main(words, capsys)[0] == 0
+    assert call(*words)[0] == 0
     assert tree(tmp_path / "cut.lake") == tree(tmp_path / "whole.lake")
 
 
@@ -240,19 +233,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_ends_the_run_and_leaves_what_is_committed(
-    small_disk: Path, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    small_disk: Path, tmp_path: Path, data: Path, call: Any
 ) -> None:
     # Short answers are assumed before the start; this model never ends one.
     options = {"--capture": "full", "--max-new-tokens": "40", "--memory": "0.004", "--limit": "8"}
     wanted = tmp_path / "wanted.lake"
-    code, said, _ = run_main(arguments(wanted, data, **options), capsys)
+    code, _, said = call(*arguments(wanted, data, **options))
     assert code == 0
     assert re.fullmatch(CUT, said)
     pages = sum(-(-path.stat().st_size // 4096) for path in wanted.rglob("*") if path.is_file())
     free = pages * 4096 * 2 // 3
     subprocess.run(["mount", "-o", f"remount,size={free}", small_disk], check=True)
     place = small_disk / "full.lake"
-    code, said, _ = run_main(arguments(place, data, **options), capsys)
+    code, _, said = call(*arguments(place, data, **options))
     assert code == 1
     assert said.startswith("lake: the disk is full")
     assert said.count("\n") == 1
@@ -262,22 +255,22 @@ def test_a_full_disk_ends_the_run_and_leaves_what_is_committed(
         kept.drop_attrs().load(), open_lake(wanted)["toy/toy"].sel(example=kept["example"]).drop_attrs().load()
     )
     subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
-    code, said, _ = run_main(arguments(place, data, **options), capsys)
+    code, _, said = call(*arguments(place, data, **options))
     assert code == 0
     assert re.fullmatch(CUT, said)
     assert tree(place) == tree(wanted)
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
-    small_disk: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    small_disk: Path, data: Path, call: Any
 ) -> None:
     words = arguments(small_disk / "big.lake", data, **{"--capture": "full"})
-    code, said, _ = run_main(words, capsys)
+    code, _, said = call(*words)
     assert code == 2
     assert "needs about" in said
     assert "nothing was written" in said
     assert list(small_disk.iterdir()) == []
-    code, said, _ = run_main(["plan", *words[1:]], capsys)
+    code, _, said = call("plan", *words[1:])
     assert code == 1
     assert "too small" in said
 
@@ -339,8 +332,7 @@ def test_rebuilding_a_shard_that_is_not_there(tmp_path: Path, data: Path) -> Non
 
 
 def test_extract_reports_as_json(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        command_line.main([*arguments(tmp_path / "j.lake", data), "--json"])
+    run_lake(*arguments(tmp_path / "j.lake", data), "--json")
     said = json.loads(capsys.readouterr().out)
     assert said["n_example"] == 12
     assert said["shards_written"] == [0]

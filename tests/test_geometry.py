@@ -5,10 +5,10 @@ from itertools import permutations
 import numpy as np
 import pytest
 import xarray as xr
+from called import run_lake
 from sklearn.decomposition import PCA
 from synthetic import make_model, make_run, normalise, write_run
 
-import lake as command_line
 from analyze.context import Context
 from analyze.geometry import rotations_section, shape_section
 from analyze.geometry.components import fit, kept_share, principal_components
@@ -153,10 +153,9 @@ def test_the_command_and_its_sections(tmp_path, capsys) -> None:
         for model in [make_model(seed=seed)]
     ]
     words = ["analyze", "geometry", str(place), *names, "--resamples", "5", "--shuffles", "2", "--components", "3"]
-    with pytest.raises(SystemExit) as left:
-        command_line.main(words)
+    code = run_lake(*words)
     out, err = capsys.readouterr()
-    assert (left.value.code, err) == (0, "")
+    assert (code, err) == (0, "")
     assert out.count("shape of the states, 24 problems") == 2
     assert out.count("held-out r2") == 3
     lake = open_lake(place)

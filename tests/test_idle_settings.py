@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from called import run_lake
 
-import lake as command_line
 from analyze.errors.spec import ErrorSpec
 from analyze.heads.command import HeadSettings
 from analyze.probes.command import ProbeSettings
@@ -46,10 +46,9 @@ IDLE = {
 def test_the_command_line_says_what_does_nothing(
     words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
-        command_line.main(words.replace("PATH", str(tmp_path)).replace("DIR", str(tmp_path / "csv")).split())
+    code = run_lake(*words.replace("PATH", str(tmp_path)).replace("DIR", str(tmp_path / "csv")).split())
     said = capsys.readouterr().err
-    assert left.value.code == 2
+    assert code == 2
     assert said.count("\n") == 1
     assert IDLE[words] in said
     assert not list(tmp_path.iterdir())
@@ -112,9 +111,7 @@ def test_no_layer_is_called_by_a_number_below_0() -> None:
 
 def test_numbers_are_as_a_human_writes_them(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ("--limit 1_0", "--layers 0,1_0", "--max-examples 1_0"):
-        with pytest.raises(SystemExit) as left:
-            command_line.main(["analyze", "probes", "none.lake", *words.split()])
-        assert left.value.code == 2
+        assert run_lake("analyze", "probes", "none.lake", *words.split()) == 2
         assert "1_0" in capsys.readouterr().err
     assert SAESettings(fractions=(0.8, 0.1, 0.1)).fractions == (0.8, 0.1, 0.1)
 

@@ -5,9 +5,9 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from called import run_lake
 from small_runs import checkpoint, prepared_run, write_questions
 
-import lake as command_line
 from extract.run.extract import extract, prepare
 from extract.run.plan import plan
 from schemas import RunSpec, UsageError
@@ -56,14 +56,11 @@ def test_the_command_says_what_it_will_take(tmp_path: Path, capsys: pytest.Captu
     folder, base = checkpoint("gpt2")
     words = ["plan", "--model", f"toy={folder}", "--base", base, "--data", str(data), "--max-new-tokens", "2"]
     words += ["--lake", str(tmp_path / "none.lake")]
-    with pytest.raises(SystemExit) as stop:
-        command_line.main(words)
-    assert not stop.value.code
+    assert run_lake(*words) == 0
     said = capsys.readouterr().out
     for word in ("hidden_state", "attention", "8x4x10x48", "memory", "time: about", "free"):
         assert word in said
-    with pytest.raises(SystemExit):
-        command_line.main([*words, "--json"])
+    run_lake(*words, "--json")
     planned = json.loads(capsys.readouterr().out)
     assert planned["fits"] is True
     assert {variable["name"] for variable in planned["variables"]} > {"hidden_state", "attention", "token"}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from called import run_lake
 from small_runs import checkpoint, prepared_run, tree, write_questions
 
-import lake as command_line
 from extract.model.load import load_reasoner
 from extract.run import precision
 from extract.run.extract import extract
@@ -205,9 +205,7 @@ def test_it_is_shown(run: tuple[Prepared, xr.Dataset, Path], capsys: pytest.Capt
         ["info", str(place), "toy/toy"],
         ["verify", str(place), "--recompute", "2", "--model", folder, "--base", base],
     ):
-        with pytest.raises(SystemExit) as stop:
-            command_line.main(command)
-        assert not stop.value.code
+        assert run_lake(*command) == 0
         printed[command[0]] = " ".join(capsys.readouterr().out.split())
     assert f"precision: {prepared.spec.compute_dtype}; 8 questions alone and in batches of 4" in printed["info"]
     assert "examples 0, 11 computed again agree: off by hidden_state" in printed["verify"]

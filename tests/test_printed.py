@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from called import run_lake
 from conftest import MadeOnce
 from printed_lake import RUN, TWIN, make_bare, run_printed
 
@@ -189,9 +190,7 @@ def test_as_many_problems_as_asked_for_or_a_word(
     told = r"problems to pick: 40; [\d.]+ MB of memory, about \d+ s of processor time on this machine"
     assert re.search(told, capsys.readouterr().out)
     assert not planned.exists()
-    with pytest.raises(SystemExit) as stop:
-        command_line.main([*words, "-1"])
-    assert stop.value.code == 2
+    assert run_lake(*words, "-1") == 2
 
 
 def interrupted(

@@ -7,11 +7,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from called import run_lake
 from sklearn.metrics import roc_auc_score
 from synthetic import make_model, make_run, write_run
 from threadpoolctl import threadpool_info, threadpool_limits
 
-import lake as command_line
 from analyze.probes import figures as plot_probes
 from analyze.probes import logistic as logistic
 from analyze.probes.command import ProbeSettings, as_they_come
@@ -323,9 +323,7 @@ def test_command(tmp_path, capsys):
     write_run(path, run, model)
 
     def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            command_line.main(["analyze", "probes", str(path), *arguments])
-        return left.value.code, *capsys.readouterr()
+        return run_lake("analyze", "probes", path, *arguments), *capsys.readouterr()
 
     few = ("--positions", "bot,ct0", "--resamples", "50", "--permutations", "50", "--controls", "1")
     code, out, err = call(*few, "--csv", str(tmp_path / "csv"))

@@ -14,6 +14,7 @@ from threading import Event, Thread, current_thread
 import numpy as np
 import pytest
 import xarray as xr
+from called import run_lake
 from huggingface_hub import HfFileSystem
 from small_runs import tree
 from synthetic import make_model, make_run, write_run
@@ -22,7 +23,6 @@ from torch.utils.data import DataLoader
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore
 
-import lake as command_line
 from analyze.serve.answers import Answers
 from schemas import CorruptLakeError, LakeError, MissingRunError, SpecMismatchError, UsageError
 from store import Lake, merge, open_lake, push, torch_dataset, verify
@@ -120,9 +120,7 @@ def test_stopped_after_any_file_it_is_no_lake(
 
 def test_some_runs_with_their_models_and_results(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = "memory://pushed/some.lake"
-    with pytest.raises(SystemExit) as left:
-        command_line.main(["push", str(made), place, RUN, "--json"])
-    assert left.value.code == 0
+    assert run_lake("push", made, place, RUN, "--json") == 0
     lake = open_lake(place)
     assert (lake.runs(), lake.models(), [each.kind for each in lake.results()]) == ([RUN], ["one"], ["one"])
     assert verify(place).damage == []
@@ -266,10 +264,9 @@ def test_hub_urls_go_to_the_file_system_of_its_own_library() -> None:
 
 
 def test_no_hub_is_one_line(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        command_line.main(["push", str(made), "hf://datasets/nobody/nothing/made.lake"])
+    code = run_lake("push", made, "hf://datasets/nobody/nothing/made.lake")
     said = capsys.readouterr()
-    assert left.value.code in (1, 2)
+    assert code in (1, 2)
     assert said.err.count("\n") == 1
     assert "hf://datasets/nobody/nothing" in said.err
 
@@ -311,9 +308,7 @@ def test_a_pushed_lake_is_asked_served_and_trained_on_as_the_local_one(
 
 
 def run_on(place: str, command: str, *words: str) -> None:
-    with pytest.raises(SystemExit) as left:
-        command_line.main([*command.split(), place, *words])
-    assert left.value.code in (0, None)
+    assert run_lake(*command.split(), place, *words) == 0
 
 
 def test_an_empty_lake_is_pushed_too(made, tmp_path):

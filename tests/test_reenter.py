@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from called import run_lake
 from reentry_lake import figure, target
 
-import lake as command_line
 from extract.reenter import (
     AblateHeadsSettings,
     AblateSettings,
@@ -326,9 +326,7 @@ def test_command_keeps_a_result_and_answers_bad_requests_in_one_line(folder: Pat
 
 @pytest.mark.parametrize(("option", "value"), [("--batch-rows", "0"), ("--batch-rows", "-3"), ("--limit", "-2")])
 def test_a_size_below_one_is_refused(folder: Path, capsys: pytest.CaptureFixture[str], option: str, value: str) -> None:
-    with pytest.raises(SystemExit) as stop:
-        command_line.main(["reenter", "corrupt", str(folder), "small-gpt2/test", option, value])
-    assert stop.value.code == 2
+    assert run_lake("reenter", "corrupt", folder, "small-gpt2/test", option, value) == 2
     assert "must be at least 1" in capsys.readouterr().err
 
 
@@ -341,9 +339,7 @@ def test_a_plan_is_told_by_the_first_batches_and_keeps_nothing(
     tried, before = {}, sorted(folder.parent.rglob("*"))
     for trial in (0.0, 1e9):
         monkeypatch.setattr(planning, "TRIAL", trial)
-        with pytest.raises(SystemExit) as left:
-            command_line.main([*words, "--plan", "--json"])
-        assert left.value.code == 0
+        assert run_lake(*words, "--plan", "--json") == 0
         tried[trial] = json.loads(capsys.readouterr().out)["small-gpt2/test"]
     assert sorted(folder.parent.rglob("*")) == before
     short, whole = tried.values()

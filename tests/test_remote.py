@@ -16,11 +16,11 @@ from threading import Event, Thread, current_thread
 import numpy as np
 import pytest
 import xarray as xr
+from called import run_lake
 from small_runs import prepared_run, tree, write_questions
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
-import lake as command_line
 import store.write
 from analyze.cluster import compute_on
 from extract.run.extract import extract
@@ -84,8 +84,8 @@ def test_extraction_to_and_analysis_from_an_object_store(bucket: str, data: Path
     extract(prepared_run(local, data, shard_examples=4), local)
     xr.testing.assert_identical(open_lake(place)["toy/toy"].load(), open_lake(local)["toy/toy"].load())
     xr.testing.assert_identical(open_lake(place).model("toy"), open_lake(local).model("toy"))
-    command_line_said(["analyze", "heads", place, "--resamples", "20"])
-    command_line_said(["analyze", "heads", str(local), "--resamples", "20"])
+    assert run_lake("analyze", "heads", place, "--resamples", "20") == 0
+    assert run_lake("analyze", "heads", str(local), "--resamples", "20") == 0
     xr.testing.assert_identical(open_lake(place).result("heads"), open_lake(local).result("heads"))
     found = verify(place)
     assert (found.damage, found.files) == ([], len(tree(local)))
@@ -229,7 +229,7 @@ def test_a_lake_on_a_web_server(data: Path, tmp_path: Path, monkeypatch: pytest.
         lake = open_lake(place)
         assert (lake.runs(), lake.models()) == (["toy/toy"], ["toy"])
         xr.testing.assert_identical(lake["toy/toy"].load(), open_lake(local)["toy/toy"].load())
-        command_line_said(["info", place])
+        assert run_lake("info", place) == 0
         assert (verify(place).damage, verify(place).files) == ([], len(tree(local)))
         with monkeypatch.context() as patch:
             patch.setattr(Web, "list_directory", lambda self, path: self.send_error(404))
@@ -250,12 +250,6 @@ def test_no_lake_at_a_url(bucket: str) -> None:
         open_lake(f"{bucket}/nothing.lake")
     with pytest.raises(UsageError, match="cannot be opened"):
         open_lake("nosuchscheme://x/y.lake")
-
-
-def command_line_said(words: list[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        command_line.main(words)
-    assert not stop.value.code, words
 
 
 @pytest.fixture
@@ -304,9 +298,9 @@ def test_an_analysis_outlives_one_of_its_workers(
         np.testing.assert_allclose(future.result(timeout=120), expected.values, rtol=1e-6)
         assert len(client.scheduler_info()["workers"]) == 1
         assert os.getpid() not in client.run(os.getpid).values()
-    command_line_said(["analyze", "heads", "toy.lake", "--resamples", "20", "--scheduler", address])
+    assert run_lake("analyze", "heads", "toy.lake", "--resamples", "20", "--scheduler", address) == 0
     there = here.result("heads").load()
-    command_line_said(["analyze", "heads", "toy.lake", "--resamples", "20"])
+    assert run_lake("analyze", "heads", "toy.lake", "--resamples", "20") == 0
     xr.testing.assert_allclose(there, here.result("heads"))
 
 

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from accessibility import violations
+from called import run_lake
 from synthetic import make_model, make_run, write_run
 
 import lake as command_line
@@ -274,9 +275,7 @@ def test_without_the_extra_and_with_a_port_that_is_taken_there_is_one_line(
     lake: Path, served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def said(*words: str) -> str:
-        with pytest.raises(SystemExit) as stop:
-            command_line.main(["serve", *words])
-        assert stop.value.code == 2
+        assert run_lake("serve", *words) == 2
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "--port 0 takes a port that is free" in said(str(lake), "--port", str(served.port))
@@ -327,8 +326,7 @@ def test_open_shows_the_report_of_a_lake_and_makes_it_where_it_is_old(
     assert reports.state_in(page) != reports.state_of(lake_now, lake_now.runs(), [])
     command_line.app(args=["open", str(page.parent)], standalone_mode=False)
     assert shown == [page.as_uri()] * 3
-    with pytest.raises(SystemExit):
-        command_line.main(["open", str(tmp_path / "nothing")])
+    run_lake("open", tmp_path / "nothing")
     assert "there is no lake at" in capsys.readouterr().err
 
 

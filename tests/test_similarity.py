@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import xarray as xr
+from called import run_lake
 from synthetic import make_model, make_run, write_run
 
-import lake as command_line
 from analyze.context import Context
 from analyze.page import write_section
 from analyze.similarity.cka import similarity
@@ -139,9 +139,7 @@ def test_the_command_compares_every_two_runs_and_the_page_shows_them(tmp_path, c
         for seed, name in enumerate(("one", "two", "three"))
     ]
     for runs in (names, names[:1]):
-        with pytest.raises(SystemExit) as left:
-            command_line.main(["analyze", "similarity", str(place), *runs, "--resamples", "9", "--permutations", "9"])
-        assert left.value.code == 0
+        assert run_lake("analyze", "similarity", place, *runs, "--resamples", "9", "--permutations", "9") == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert out.count("mean over layers at the same depth, 20 of 20 shared problems") == 4

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import xarray as xr
+from called import run_lake
 from scipy.stats import spearmanr
 from synthetic import make_model, make_run, write_run
 
-import lake as command_line
 from analyze.context import Context
 from analyze.heads.scores import head_scores
 from analyze.lens.logit import logit_lens
@@ -91,18 +91,14 @@ def test_the_command_tells_pairs_and_the_page_shows_them(tmp_path, capsys) -> No
     place = tmp_path / "a.lake"
     names = [write_run(place, planted(seed, 0, name), MODEL) for seed, name in enumerate(("a/x", "b/x"))]
     few = ["--resamples", "9", "--shuffles", "19"]
-    with pytest.raises(SystemExit) as left:
-        command_line.main(["analyze", "stability", str(place), *names, *few])
-    assert left.value.code == 0
+    assert run_lake("analyze", "stability", place, *names, *few) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert "what most examples read out as at layer 2" in out
     page = write_section(SECTIONS[0], Context(open_lake(place), names))
     assert page is not None
     assert [label for label, _ in page.lines] == ["a/x and b/x"]
-    with pytest.raises(SystemExit) as left:
-        command_line.main(["analyze", "stability", str(place), *names, "--layers", "9"])
-    assert left.value.code == 2
+    assert run_lake("analyze", "stability", place, *names, "--layers", "9") == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from called import run_lake
 from small_runs import prepared_run, tree, uncommit, write_questions
 from synthetic import make_model, make_run, no_compute, write_run
 
-import lake as command_line
 import store.files
 from extract.run.extract import extract
 from schemas import (
@@ -264,11 +264,9 @@ def test_a_command_whose_result_the_disk_has_no_room_for_prints_it_and_fails(
 def test_info_prints_the_chain(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digest = open_lake(place).attributes("toy/toy")["fingerprint"]
     for words, said in (([], "7/7"), (["toy/toy"], digest), ([digest[:8]], "run toy/toy")):
-        with pytest.raises(SystemExit):
-            command_line.main(["info", str(place), *words])
+        run_lake("info", place, *words)
         assert said in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        command_line.main(["info", str(place), "--json"])
+    run_lake("info", place, "--json")
     assert json.loads(capsys.readouterr().out)["runs"]["toy/toy"]["shards_committed"] == 2
 
 
@@ -281,8 +279,7 @@ def test_info_tells_results_of_fewer_examples_than_the_run_has(
         scores = xr.Dataset({"score": ("example", np.zeros(n))})
         lake.write_result(f"of{n}", scores, runs=["toy/toy"], spec={})
     lake.write_result("drawn", scores.isel(example=[0]).assign_attrs(n_example=7), runs=["toy/toy"], spec={})
-    with pytest.raises(SystemExit):
-        command_line.main(["info", str(tmp_path / "a.lake")])
+    run_lake("info", tmp_path / "a.lake")
     lines = {line.split("/")[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("results/")}
     assert lines["of3"].rstrip().endswith("of 3 of 7 examples")
     assert "examples" not in lines["of7"] + lines["drawn"]
@@ -308,9 +305,7 @@ def test_a_run_whose_writer_said_nothing_of_it_is_described(tmp_path: Path, caps
         tmp_path / "x.lake", "m/d", made, identity={"spec": {}}, columns={"example": (("example",), np.arange(2))}
     )
     for words, text in (([], "m/d  0/2"), (["m/d"], "weights: \n")):
-        with pytest.raises(SystemExit) as stopped:
-            command_line.main(["info", str(tmp_path / "x.lake"), *words])
-        assert not stopped.value.code
+        assert run_lake("info", tmp_path / "x.lake", *words) == 0
         assert text in capsys.readouterr().out
 
 

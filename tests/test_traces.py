@@ -5,9 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 import xarray as xr
+from called import run_lake
 from synthetic import make_model, make_run, normalise, write_run
 
-import lake as command_line
 from analyze.context import Context
 from analyze.explorer.problems import problems
 from analyze.tables import result_tables, short_tables
@@ -192,9 +192,7 @@ def test_command_on_graphs_and_without_thoughts(model: xr.Dataset, tmp_path, cap
         ["extract", "--model", "small-graph", *extract],
         ["analyze", "traces", place, "small-graph/graph", "--permutations", "5"],
     ):
-        with pytest.raises(SystemExit) as left:
-            command_line.main(words)
-        assert left.value.code == 0
+        assert run_lake(*words) == 0
     result = open_lake(place).result("traces", "small-graph/graph")
     assert result["recovered_share"].item() >= 0.95
     assert result["recovered_null"].item() <= 0.05

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
+from called import run_lake
 from scipy.special import log_softmax
 from sklearn.cross_decomposition import PLSRegression
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -11,7 +12,6 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler
 from synthetic import make_model, make_run, write_run
 
-import lake as command_line
 from analyze.context import Context
 from analyze.lens.tuned import fit_tuned_lens
 from analyze.page import write_section
@@ -169,9 +169,7 @@ def test_the_command_keeps_a_matrix_the_page_shows_it_and_bad_input_is_one_line(
     write_run(place, make_run(name="wide/x", n_example=60, hidden=12), make_model(hidden=12))
 
     def call(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            command_line.main(["analyze", "transfer", str(place), *words])
-        return (left.value.code, *capsys.readouterr())
+        return run_lake("analyze", "transfer", place, *words), *capsys.readouterr()
 
     few = ["--penalties", "0.1", "--resamples", "9", "--permutations", "9", "--positions", "ct0,ct1", "--layers", "0,2"]
     code, out, err = call("--fit", names[0], "--test", names[1], "--test", names[2], *few)

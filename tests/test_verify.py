@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from called import run_lake
 from small_runs import checkpoint, prepared_run, tree, uncommit, write_questions
 
-import lake as command_line
 from extract.run.command import shards_of
 from extract.run.extract import extract
 from extract.run.recompute import recompute
@@ -136,9 +136,7 @@ def test_the_command_says_all_in_one_report(place: Path, capsys: pytest.CaptureF
     flip(place / "toy" / "toy" / "token" / "c" / "0" / "0", 50)
     (result,) = open_lake(place).results()
     flip(place / result.name / "score" / "c" / "0", 3)
-    with pytest.raises(SystemExit) as stop:
-        command_line.main(["verify", str(place)])
-    assert stop.value.code == 1
+    assert run_lake("verify", place) == 1
     said = capsys.readouterr()
     assert "toy/toy/token/c/0/0 has SHA-256" in said.out
     assert f"{result.name}/score/c/0 has SHA-256" in said.out
@@ -147,8 +145,7 @@ def test_the_command_says_all_in_one_report(place: Path, capsys: pytest.CaptureF
     assert "--rebuild 0" in said.out
     assert "lake analyze heads" in said.out
     assert said.err.count("\n") == 1
-    with pytest.raises(SystemExit):
-        command_line.main(["verify", str(place), "--json"])
+    run_lake("verify", place, "--json")
     assert len(json.loads(capsys.readouterr().out)["damage"]) == 2
 
 
