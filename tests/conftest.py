@@ -1,8 +1,8 @@
 """What several test files share, and how tests stay cheap: the whole suite has eight minutes on two cores.
 
-- A command is called in this process (``lake.main``, ``lake.app``). One of its own costs five seconds of imports before
-  it begins: only for what is tested of a process, a kill, a pipe, a kernel. Where nothing is wrong with it, ``os.fork``
-  gives a real one that has everything loaded.
+- A command is called in this process (``call``, ``called.run_lake``). A process of its own costs five seconds of
+  imports before it begins: only for what is tested of a process, a kill, a pipe, a kernel. Where nothing is wrong with
+  it, ``os.fork`` gives a real one that has everything loaded.
 - ``report_lake`` has two models, heads, attention, lens, corruption, patching and a comparison, made once for all
   workers; ``made_once`` does so for others. Who changes such a lake copies it.
 - Most tests need no model: ``synthetic.make_run`` makes a run in memory, ``small_runs.prepared_run`` one of a random

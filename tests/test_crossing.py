@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import reentry_lake
 import xarray as xr
+from called import run_lake
 from reentry_lake import story_lake
 
-import lake as command_line
 from analyze.context import Context
 from analyze.page import write_section
 from analyze.report.sections import commands, sections
@@ -92,7 +92,7 @@ def test_the_page_tells_what_goes_over_how_many_can_go_and_patches_back(lake: Pa
         ["ablate", "small-gpt2/pairs", "--sets", "counts", "--operations", "mean"],
         ["patch", "small-gpt2/pairs", "--into", "clean", "--subsets", "none"],
     ):
-        command_line.app(["reenter", words[0], str(lake), *words[1:], *fed], standalone_mode=False)
+        assert run_lake("reenter", words[0], lake, *words[1:], *fed) == 0
     context = Context(open_lake(lake), ["small-gpt2/hard", "small-gpt2/pairs"])
     told = {}
     for section in sections():

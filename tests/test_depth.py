@@ -10,7 +10,6 @@ import xarray as xr
 from reentry_lake import oracle_target, states_of, story_lake
 from small_runs import prepared_run
 
-import lake as command_line
 from extract import Reasoner
 from extract.reenter import open_target
 from extract.reenter.depth.command import DepthSettings
@@ -169,17 +168,14 @@ def test_a_problem_told_twice_counts_once() -> None:
     xr.testing.assert_allclose(told(2), told(1))
 
 
-def test_commands_keep_and_print_what_they_find(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command_line.app(
-        ["reenter", "depth", str(folder), "small-gpt2/test", "--limit", "6", "--beyond", "0", "--sample", "2"],
-        standalone_mode=False,
-    )
-    out = capsys.readouterr().out
+def test_commands_keep_and_print_what_they_find(folder: Path, call: Any) -> None:
+    words = ["small-gpt2/test", "--limit", "6"]
+    code, out, _ = call("reenter", "depth", folder, *words, "--beyond", "0", "--sample", "2")
+    assert code == 0
     for text in ("thoughts needed", "drawn answers", "with its 6 thoughts", "positions fed"):
         assert text in out
     assert not Path(f"{folder}.reenter").exists()
-    command_line.app(["analyze", "depth", str(folder), "small-gpt2/test", "--limit", "6"], standalone_mode=False)
-    assert "when read-outs stop changing" in capsys.readouterr().out
+    assert "when read-outs stop changing" in call("analyze", "depth", folder, *words)[1]
     stored = open_lake(folder)
     assert {"accuracy", "gain_p_holm", "sample_answer"} <= set(stored.result("depth", "small-gpt2/test").data_vars)
     assert {"log_rank", "settled_position"} <= set(stored.result("depth_readout", "small-gpt2/test").data_vars)

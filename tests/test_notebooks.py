@@ -11,9 +11,8 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import xarray as xr
+from called import run_lake
 from reentry_lake import MODELS
-
-from lake import app
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -29,11 +28,11 @@ def place(reentry_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # what the last notebook lays side by side
     problems, pairs = ([f"{model}/{name}" for model in MODELS] for name in ("test", "pairs"))
     for command in (
-        ["analyze", "heads", str(lake), *problems, "--resamples", "20"],
-        ["analyze", "lens", str(lake), *problems],
-        ["reenter", "patch", str(lake), *pairs, "--sites", "latent_embedding", "--subsets", "none"],
+        ["analyze", "heads", lake, *problems, "--resamples", "20"],
+        ["analyze", "lens", lake, *problems],
+        ["reenter", "patch", lake, *pairs, "--sites", "latent_embedding", "--subsets", "none"],
     ):
-        app(args=command, standalone_mode=False)
+        assert run_lake(*command) == 0
     (folder / "notebooks").mkdir()
     return folder
 

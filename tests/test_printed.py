@@ -162,9 +162,7 @@ def test_a_result_of_a_run_that_is_no_more_is_not_compared(place: Path) -> None:
 
 
 def test_raw_and_corrected_p_stand_in_columns_of_their_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command_line.app(
-        args=["reenter", "corrupt", str(place), RUN, "--corruptions", "zero", "--limit", "12"], standalone_mode=False
-    )
+    assert run_lake("reenter", "corrupt", place, RUN, "--corruptions", "zero", "--limit", "12") == 0
     said = capsys.readouterr().out
     assert re.search(r"\bdrop +p +p Holm +log p 95% +KL", said)
     result = open_lake(place).result("corrupt", RUN).sel(stratum="all")
@@ -183,10 +181,10 @@ def test_as_many_problems_as_asked_for_or_a_word(
     for n in (2, 4, 20, 24):
         assert len(explore.choose_problems(context, n, 0)[RUN]) == n
     words = ["report", str(place), RUN, "--out", str(place.with_name("page")), "--problems"]
-    command_line.app(args=[*words, "2000"], standalone_mode=False)
+    assert run_lake(*words, "2000") == 0
     assert f"{RUN}: 24 problems can be picked, not 2000" in capsys.readouterr().err
     planned = place.with_name("planned")
-    command_line.app(args=["report", str(place), RUN, "--out", str(planned), "--plan"], standalone_mode=False)
+    assert run_lake("report", place, RUN, "--out", planned, "--plan") == 0
     told = r"problems to pick: 40; [\d.]+ MB of memory, about \d+ s of processor time on this machine"
     assert re.search(told, capsys.readouterr().out)
     assert not planned.exists()

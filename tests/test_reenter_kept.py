@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import xarray as xr
+from called import run_lake
 
 import lake as command_line
 from extract.reenter import open_target
@@ -52,7 +53,7 @@ def killed(folder: Path) -> Path:
 def corrupted(folder: Path, *options: str) -> xr.Dataset:
     """A corruption as the command line makes and keeps it."""
     words = [word.replace("PATH", str(folder)) for word in [*CORRUPT, *options]]
-    command_line.app(args=[*words, "--json"], standalone_mode=False)
+    assert run_lake(*words, "--json") == 0
     dtype = options[options.index("--compute-dtype") + 1] if "--compute-dtype" in options else "float32"
     return open_lake(folder).result("corrupt", "small-gpt2/test", compute_dtype=dtype)
 

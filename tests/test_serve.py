@@ -21,7 +21,6 @@ from accessibility import violations
 from called import run_lake
 from synthetic import make_model, make_run, write_run
 
-import lake as command_line
 from analyze.context import Context
 from analyze.report import build_report, explore
 from analyze.serve import answers as asked
@@ -298,7 +297,7 @@ def test_open_shows_the_report_of_a_lake_and_makes_it_where_it_is_old(
     page = tmp_path / "small-report" / "index.html"
     made = []
     for _ in range(2):
-        command_line.app(args=["open", str(place), "--json"], standalone_mode=False)
+        assert run_lake("open", place, "--json") == 0
         made.append(json.loads(capsys.readouterr().out)["made"])
     assert made == [True, False]
     before, page_data = page.read_bytes(), explore.page_data
@@ -324,7 +323,7 @@ def test_open_shows_the_report_of_a_lake_and_makes_it_where_it_is_old(
         build_report(place, page.parent)
     lake_now = open_lake(place)
     assert reports.state_in(page) != reports.state_of(lake_now, lake_now.runs(), [])
-    command_line.app(args=["open", str(page.parent)], standalone_mode=False)
+    assert run_lake("open", page.parent) == 0
     assert shown == [page.as_uri()] * 3
     run_lake("open", tmp_path / "nothing")
     assert "there is no lake at" in capsys.readouterr().err

@@ -5,9 +5,8 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+from called import run_lake
 from synthetic import make_model, make_run, write_run
-
-import lake as command_line
 
 COMMANDS = {
     "heads": ("--resamples", 20, "--top", 4),
@@ -32,7 +31,7 @@ def make_analysed(folder: Path) -> None:
     path, printed = two_runs(folder / "a.lake"), {}
     for name, options in COMMANDS.items():
         with redirect_stdout(StringIO()) as out:
-            command_line.app(["analyze", name, str(path), "one/problems", *map(str, options)], standalone_mode=False)
+            assert run_lake("analyze", name, path, "one/problems", *options) == 0
         printed[name] = out.getvalue()
     (folder / "printed.json").write_text(json.dumps(printed))
 
