@@ -1,8 +1,9 @@
 """The command line, called in this process or in a fork of it."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,9 @@ def forked_lake(words: list[str], prepare: Callable[[], object]) -> int:
             prepare()
             lake.main(words)
         except SystemExit as stop:
+            with suppress(OSError):  # a terminal that is no more
+                sys.stdout.flush()
+                sys.stderr.flush()
             os._exit(int(stop.code or 0))
         finally:
             os._exit(99)

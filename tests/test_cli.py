@@ -173,14 +173,14 @@ def test_places_of_what_is_written(call, data, tmp_path, monkeypatch):
     assert sorted(path.name for path in lake.iterdir()) == ["m", "zarr.json"]
 
 
-def test_what_a_user_made_is_not_written_over(run, tmp_path):
+def test_what_a_user_made_is_not_written_over(call, tmp_path):
     words = ["problems", "--stories", "3", "--out", tmp_path / "data"]
     file = tmp_path / "data" / "stories.jsonl"
-    assert run(*words)[:2] == run(*words)[:2] == (0, f"{file}: 3 problems\n")
+    assert call(*words)[:2] == call(*words)[:2] == (0, f"{file}: 3 problems\n")
     mine = file.read_text() + '{"question": "Mine?", "answer": "1"}\n'
     file.write_text(mine)
     for more in ([], ["--seed", "1"]):
-        code, _, error = run(*words, *more)
+        code, _, error = call(*words, *more)
         assert (code, "stories.jsonl is there and holds something else" in error) == (2, True)
     assert ([file.name for file in file.parent.iterdir()], file.read_text()) == (["stories.jsonl"], mine)
 

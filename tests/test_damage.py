@@ -4,7 +4,6 @@ import os
 import pickle
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from called import forked_lake
 from run_rows import Rows
 from small_runs import prepared_run, tree, write_questions
 from synthetic import make_model
 
-import lake as command_line
 import store.chunked  # takes ROW_SHARE from store.shards, which is patched below for a while
 import store.shards
 from extract.run.extract import extract
@@ -379,14 +378,8 @@ def test_an_analysis_of_a_lake_that_cannot_be_written_shows_its_result(
         before = tree(place)
         for path in (place, *place.rglob("*")):
             path.chmod(0o555 if path.is_dir() else 0o444)
-        if (child := os.fork()) == 0:
-            if os.getuid() == 0:  # whom no permission stops
-                os.setuid(65534)
-            try:
-                command_line.main(["analyze", "heads", str(place), "toy/toy", "--resamples", "20"])
-            except SystemExit as stop:
-                sys.stdout.flush()
-                os._exit(int(stop.code or 0))
+        words = ["analyze", "heads", str(place), "toy/toy", "--resamples", "20"]
+        child = forked_lake(words, lambda: os.setuid(65534) if os.getuid() == 0 else None)  # no permission stops root
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         said = capfd.readouterr()
         assert "composite" in said.out

@@ -10,16 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
-from called import run_lake
+from called import forked_lake, run_lake
 from conftest import MadeOnce
 from printed_lake import RUN, TWIN, make_bare, run_printed
 
-import lake as command_line
 from analyze.compare.differences import compare, comparison_table, difference_table
 from analyze.context import Context
 from analyze.report import build_report, explore
@@ -196,18 +196,14 @@ def interrupted(
 ) -> tuple[int, str]:
     """Exit code and errors of a command that gets a signal, by default that of Ctrl-C, once it has begun."""
     errors = tmp_path / "errors"
-    if (child := os.fork()) == 0:  # a process of its own, which need not load what is loaded here
+
+    def prepare() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest-xdist ignore it
         stopping.catch_signals()
         os.chdir(tmp_path)
-        with errors.open("w") as sys.stderr, Path(os.devnull).open("w") as sys.stdout:
-            try:
-                command_line.main(words)
-            except SystemExit as stop:
-                sys.stderr.flush()
-                os._exit(int(stop.code or 0))
-            finally:
-                os._exit(1)
+        sys.stderr, sys.stdout = errors.open("w"), StringIO()
+
+    child = forked_lake(words, prepare)
     while not begun() and os.waitpid(child, os.WNOHANG)[0] == 0:
         time.sleep(0.002)
     os.kill(child, number)
@@ -258,17 +254,14 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch, capfd: py
 def test_work_goes_on_without_its_terminal(tmp_path: Path, bare: Path) -> None:
     words = ["extract", "--model", "small-gpt2", "--data", str(bare.with_name("hard.jsonl")), "--lake", "new.lake"]
     terminal, of_child = os.openpty()
-    if (child := os.fork()) == 0:
+
+    def prepare() -> None:
         os.close(terminal)
         os.chdir(tmp_path)
-        with os.fdopen(of_child, "w") as sys.stderr, Path(os.devnull).open("w") as sys.stdout:
-            stopping.outlive_terminal()
-            try:
-                command_line.main([*words, "--batch-size", "2"])
-            except SystemExit as stop:
-                os._exit(int(stop.code or 0))
-            finally:
-                os._exit(99)
+        sys.stderr, sys.stdout = os.fdopen(of_child, "w"), StringIO()
+        stopping.outlive_terminal()
+
+    child = forked_lake([*words, "--batch-size", "2"], prepare)
     os.close(of_child)
     os.read(terminal, 1)  # a bar
     os.close(terminal)

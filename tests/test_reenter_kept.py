@@ -5,16 +5,13 @@ import json
 import os
 import shutil
 import signal
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import xarray as xr
-from called import run_lake
+from called import forked_lake, run_lake
 
-import lake as command_line
 from extract.reenter import open_target
 from extract.reenter.kept import Kept
 from extract.run.extract import extract, prepare
@@ -34,18 +31,17 @@ def folder(reentry_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def killed(folder: Path) -> Path:
     """What a re-entry with ``--batch-rows 48`` left behind when it was killed midway."""
-    if (child := os.fork()) == 0:  # a process of its own, which need not load what is loaded here
-        save, count = Kept.save, itertools.count(1)
+    save, count = Kept.save, itertools.count(1)
 
-        def save_or_die(*given: Any) -> None:
-            save(*given)
-            if next(count) == 4:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def save_or_die(*given: Any) -> None:
+        save(*given)
+        if next(count) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
 
+    def prepare() -> None:
         Kept.save = save_or_die  # type: ignore[method-assign]
-        with Path(os.devnull).open("w") as sys.stdout, suppress(BaseException):
-            command_line.main([word.replace("PATH", str(folder)) for word in (*CORRUPT, ROWS, "48")])
-        os._exit(1)
+
+    child = forked_lake([word.replace("PATH", str(folder)) for word in (*CORRUPT, ROWS, "48")], prepare)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, "it was done before it was killed"
     return folder.with_name("a.lake.reenter.corrupt").rename(folder.with_name("killed"))
 

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from called import run_lake
+from called import forked_lake, run_lake
 from safetensors.torch import load_file
 from torch.nn import functional
 from training_bases import CONFIGS, EXAMPLES, QUESTIONS, make_base, settings, stirred, write_sums
 from transformers import Gemma2Config
 
-import lake as command_line
 from extract import load_reasoner
 from extract.training.data import read_examples
 from extract.training.loop import BEST, Training, Watch, train
@@ -211,18 +208,14 @@ def test_a_killed_training_goes_on_to_the_same_weights(base: Any, sums: Path, tm
     cut = tmp_path / "cut"
     options = ["--lora-rank", "4", "--steps", "8", "--batch-size", "8", "--learning-rate", "5e-3", "--save-every", "0"]
     words = ["train", "--base", str(base("gpt2")), "--data", str(sums), *options, "--out", str(cut)]
-    if (child := os.fork()) == 0:  # a process of its own, which need not load what is loaded here
-        save, count = torch.save, itertools.count()
+    save, count = torch.save, itertools.count()
 
-        def save_or_die(*given: Any) -> None:
-            save(*given)
-            if next(count) == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def save_or_die(*given: Any) -> None:
+        save(*given)
+        if next(count) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        torch.save = save_or_die
-        with Path(os.devnull).open("w") as sys.stdout, suppress(BaseException):
-            command_line.main(words)
-        os._exit(1)
+    child = forked_lake(words, lambda: setattr(torch, "save", save_or_die))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert 0 < torch.load(cut / STATE, weights_only=True)["step"] < 8
     train(wanted, cut)
