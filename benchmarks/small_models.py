@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import xarray as xr
 from analyze.written import at_places
 from extract import load_reasoner
 from extract.reenter.armed import Armed
-from extract.small_models.evaluate import Rate
+from extract.small_models.evaluate import Rate, add_by_operations
 from extract.small_models.problems import (
     SPLIT_SIZES,
     Operation,
@@ -98,13 +99,7 @@ def measure(name: str, checkpoint: str, lake_path: Path) -> dict[str, Rate]:
     gold = run["gold_answer"].values.astype(float)
     n = len(gold)
     rates: dict[str, Rate] = {}
-
-    def by_operations(label: str, hits: np.ndarray, among: np.ndarray | None = None) -> None:
-        among = np.ones(n, dtype=bool) if among is None else among
-        rates[label] = Rate.of(hits[among])
-        for count in np.unique(n_operation[among]):
-            rates[f"{label}, {count} operations"] = Rate.of(hits[among & (n_operation == count)])
-
+    by_operations = partial(add_by_operations, rates, n_operation)
     by_operations("accuracy", run["correct"].values)
     rates["accuracy, 1 operation"] = Rate.of(lake[f"{name}/test-one"]["correct"].values)
     pairs = lake[f"{name}/pairs"]

@@ -8,8 +8,9 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +54,17 @@ class Rate(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.share:.3f} [{self.low:.3f}, {self.high:.3f}] n={self.n_problem}"
+
+
+def add_by_operations(
+    rates: dict[str, Rate], n_operation: NDArray[Any], name: str, hits: NDArray[np.bool_],
+    among: NDArray[np.bool_] | None = None,
+) -> None:  # fmt: skip
+    """Add the share of hits among some problems, of all of these together and of each number of operations."""
+    among = np.ones(len(hits), dtype=bool) if among is None else among
+    rates[name] = Rate.of(hits[among])
+    for count in np.unique(n_operation[among]):
+        rates[f"{name}, {count} operations"] = Rate.of(hits[among & (n_operation == count)])
 
 
 class Answers(NamedTuple):
@@ -116,13 +128,7 @@ def evaluate(folder: Path, thoughts: bool = True) -> dict[str, Rate]:
     n, rng = len(table.n_operation), np.random.default_rng(0)
     clean = answer_problems(model, table, thoughts=thoughts)
     rates: dict[str, Rate] = {}
-
-    def by_operations(name: str, hits: NDArray[np.bool_], among: NDArray[np.bool_] | None = None) -> None:
-        among = np.ones(n, dtype=bool) if among is None else among
-        rates[name] = Rate.of(hits[among])
-        for count in np.unique(table.n_operation[among]):
-            rates[f"{name}, {count} operations"] = Rate.of(hits[among & (table.n_operation == count)])
-
+    by_operations = partial(add_by_operations, rates, table.n_operation)
     by_operations("accuracy", clean.predicted == table.answer)
     one = tabulate(splits["test-one"])
     rates["accuracy, 1 operation"] = Rate.of(answer_problems(model, one, thoughts=thoughts).predicted == one.answer)
