@@ -133,6 +133,8 @@ def test_what_noise_costs_is_made_good() -> None:
         centred += estimate + np.quantile(draws - draws.mean(), 0.975) >= 1
         assert low <= estimate <= high
     assert centred < 0.2 * 150 < 0.9 * 150 < held
+    mirrored = _moved(-estimate, left, right, lambda *sides: -_overlap(*sides), 40)  # noise makes it smaller in size
+    np.testing.assert_allclose(mirrored, (-high, -low))
     # what noise can not make less alike, its resamples leave as it is: the interval is that of the resamples
     left, right = rng.normal(size=(2, 4000, 2))
     plain = _moved(np.zeros(()), left, right, lambda one, other: (one + other).mean(-1), 1000)
