@@ -28,7 +28,7 @@ rotations of every two places; its arithmetic is products alone: told has eigenv
 as well, each timed by itself. errors and features multiply a few states at a time for
 each place; traces search trees, and count for each token asked for how many outrank it; the report reads out states of
 the problems that can be picked (.33 of it at GPT-2's sizes, .59 at LLaMA-1B's) and draws (.3 and .13). Others used
-the machine meanwhile (load 4 to 8 at GPT-2's sizes, 2 to 7 at LLaMA-1B's), which adds to seconds of the processor.
+the machine meanwhile (load 4 to 8 at GPT-2's sizes, 2 to 9 at LLaMA-1B's), which adds to seconds of the processor.
 """
 
 import argparse
