@@ -10,6 +10,7 @@ from analyze import answer_attention, attention_importance, failure_importance, 
 from analyze.attention.shares import writing_position
 from analyze.correlate.choice import HeldOut, held_out_layer
 from analyze.correlate.command import CorrelationSettings, importance_for
+from analyze.correlate.moments import Correlations
 from analyze.correlate.section import sentence
 from schemas import SchemaError, UsageError
 
@@ -57,6 +58,19 @@ def test_agrees_with_scipy_and_finds_a_planted_effect():
     for name in ("within", "partial", "two_way"):
         assert result[f"{name}_p_adjusted"][1] == pytest.approx(2 / 201)
         assert result[f"{name}_p_adjusted"][0] > 0.05
+
+
+def test_a_resample_is_the_examples_repeated():
+    rng, eps = np.random.default_rng(0), np.finfo("float64").eps
+    x = rng.normal(5, 1, (12, 2, 3))
+    y, counts = x[:, 0] + rng.normal(3, 1, (12, 3)), rng.poisson(1.0, (4, 12))
+    found = Correlations(x, y, (eps, eps)).resampled(counts)
+    for draw, count in enumerate(counts):
+        own_x, own_y = np.repeat(x, count, axis=0), np.repeat(y, count, axis=0)
+        expected = Correlations(own_x, own_y, (eps, eps)).observed
+        expected |= {"mean_attention": own_x.mean(0), "mean_importance": own_y.mean(0)}
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name][draw], value, err_msg=name)
 
 
 def test_twins_count_as_one_problem():
