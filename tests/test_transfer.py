@@ -19,6 +19,7 @@ from analyze.sae.dictionary import SAESpec, sae_codes, sae_reconstruction, selec
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.dictionary import transfer_dictionaries
 from analyze.transfer.linear import Linear, mean_difference, transfer_probes
+from analyze.transfer.matrix import squared_errors
 from analyze.transfer.problems import comparable, problem_groups
 from analyze.transfer.section import SECTIONS
 from analyze.transfer.tuned import transfer_lenses
@@ -158,6 +159,14 @@ def test_chunks_change_nothing_and_missing_positions_are_unknown() -> None:
     xr.testing.assert_identical(transfer_probes(chunked, names, names, TransferSettings(**FEW)), found)
     assert int(found["n_example"].sel(test="other", position="ct2").max()) <= 20
     assert found["accuracy"].sel(test="one", fit="one").notnull().all()
+
+
+def test_a_number_is_compared_with_the_mean_of_the_other_folds() -> None:
+    rng, fold = np.random.default_rng(0), np.repeat([0, 1, 2], [3, 4, 5])
+    predicted, value = rng.normal(size=(2, 12))
+    wrong, spread = squared_errors(predicted, value, fold)
+    np.testing.assert_allclose(wrong, (predicted - value) ** 2)
+    np.testing.assert_allclose(spread, (value - [value[fold != own].mean() for own in fold]) ** 2)
 
 
 def test_the_command_keeps_a_matrix_the_page_shows_it_and_bad_input_is_one_line(tmp_path, capsys) -> None:
