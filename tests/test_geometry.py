@@ -136,6 +136,8 @@ def test_what_a_component_carries_and_how_many_a_reading_takes() -> None:
     assert float(share.sel(position="bot")) < float(found["carried_null"].sel(carried="result 1"))
     assert found["kept_reading"].sel(n_component=4).mean() > found["kept_reading_random"].sel(n_component=4).mean()
     assert (found["position_share"].sel(layer=2, component=0) > 0.1).item()
+    all_kept = principal_components(run.isel(example=slice(90)), model, components=3, permutations=1)
+    np.testing.assert_allclose(all_kept["score"].mean(["example", "position"]), 0, atol=1e-6)
     states = run["hidden_state"].sel(layer=2).transpose("position", "example", "hidden").values.astype("float64")
     mean, axes, _ = fit(states, 1)
     spread = ((states - mean) @ axes[0]).std()

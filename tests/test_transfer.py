@@ -117,8 +117,12 @@ def test_numbers_are_ridge_and_partial_least_squares() -> None:
     np.testing.assert_allclose(found, slow, atol=1e-9)
     run = make_run(n_example=60, hidden=5).sel(position=["ct1"]).isel(layer=[0])
     run = run.assign(hidden_state=(run["hidden_state"].dims, x[:, None, None]), number=("example", y))
-    result = transfer_probes({"a": run}, ["a"], ["a"], TransferSettings(**FEW | {"penalties": (3.0,)}, target="number"))
-    assert float(result["r2"].sel(kind="probe").squeeze()) > 0.5
+    other = run.assign(hidden_state=run["hidden_state"] + 0.5 * rng.normal(size=(60, 1, 1, 5)))
+    settings = TransferSettings(**FEW | {"penalties": (3.0,)}, target="number")
+    result = transfer_probes({"a": run, "b": other}, ["a", "b"], ["a"], settings)
+    assert float(result["r2"].sel(kind="probe", fit="a").squeeze()) > 0.5
+    own = result["own_r2"] - result["r2"]
+    np.testing.assert_allclose(result["gap"], own.transpose(*result["gap"].dims), atol=1e-6)
     weight, bias = np.zeros((3, 1, 5)), np.zeros((3, 1))
     for left_out in range(3):
         fitted = Ridge(3.0).fit(x[fold != left_out], y[fold != left_out])
