@@ -69,6 +69,12 @@ def altered(change: str, folder: Path) -> tuple[Path, Path]:
             config["model_type"] = "bloom"
         case "updates lost":
             del state[name.replace("base_layer", "lora_A.default")], state[name.replace("base_layer", "lora_B.default")]
+        case "rotary twice":
+            config["rope_parameters"] = {"rope_theta": 10000.0, "rope_type": "default"}
+            config["rope_theta"] = 500000.0
+        case "scaled twice":
+            config["rope_parameters"] = {"rope_theta": 10000.0, "rope_type": "default"}
+            config |= {"rope_theta": None, "rope_scaling": {"type": "linear", "factor": 4.0}}
         case "looks ahead":
             config["use_bidirectional_attention"] = True
     if file.exists() and change != "truncated":
@@ -104,6 +110,8 @@ def altered(change: str, folder: Path) -> tuple[Path, Path]:
         ("lost adapter config", r"config of the adapter cannot be read from .*adapter_config\.json: .* No such file"),
         ("broken tokenizer", r"tokenizer cannot be read from .*tokenizer_config\.json: Expecting"),
         ("pointer", r"config\.json: it is Git's pointer to a large file.*git lfs pull"),
+        ("rotary twice", r"config\.json: rope_theta is 500000\.0, and 10000\.0 in rope_parameters; both cannot be"),
+        ("scaled twice", r"config\.json: rope_type is 'linear', and 'default' in rope_parameters"),
         ("looks ahead", "has use_bidirectional_attention in its config"),
     ],
 )

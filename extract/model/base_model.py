@@ -29,6 +29,7 @@ from extract.model.checkpoint import (
     check_base_files,
     check_index,
     check_plain,
+    check_rotary,
     config_beside,
     read_index,
     shards_of,
@@ -122,6 +123,7 @@ def open_base(
     architecture = architecture_of(str(config_json.get("model_type")), f"base {name}")
     if "quantization_config" in config_json:
         raise UsageError(f"base {name} is quantised (quantization_config); pass the plain one")
+    check_rotary(config_json, str(described / "config.json"))
     config = base_config(described, architecture, name)
     return Base(
         name=name, folder=described, weights=place, config_json=config_json, config=config, architecture=architecture,

@@ -297,6 +297,24 @@ def check_plain(kinds: Mapping[str, str], source: str) -> None:
         )
 
 
+def check_rotary(config: Mapping[str, Any], source: str) -> None:
+    """Refuse a config that names its rotary positions twice, as older and newer releases write them, and otherwise.
+
+    The library takes one of each field and says nothing: the newer ``rope_theta``, the older scaling.
+    """
+    newer, scaling = config.get("rope_parameters"), config.get("rope_scaling")
+    if not isinstance(newer, Mapping):
+        return
+    older = {"rope_theta": config.get("rope_theta")} | dict(scaling if isinstance(scaling, Mapping) else {})
+    if "type" in older:
+        older.setdefault("rope_type", older.pop("type"))
+    for name, value in older.items():
+        if value is not None and newer.get(name, value) != value:
+            raise UsageError(
+                f"{source}: {name} is {value!r}, and {newer[name]!r} in rope_parameters; both cannot be right, keep one"
+            )
+
+
 def some(names: Iterable[str], shown: int = 6) -> str:
     """Names in a message, the first of them where there are many."""
     listed = sorted(names)
