@@ -1,7 +1,9 @@
 """A model of one's own code: the guide's loop gives the lake that loading it gives, and mistakes are refused."""
 
+import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -243,6 +245,14 @@ def test_answers_that_end_with_another_token_than_said_are_told(capsys):
     assert not run_lake("extract", "--model", "ends=own_others:Ends", *OPTIONS)
     said = capsys.readouterr().err
     assert re.search(r"ends/problems: 18 answers end without eos_id, token 5 \('.*'\), or go on after it;", said)
+
+
+def test_answers_without_the_prefix_before_the_gold_answer_are_told(tmp_path, capsys):
+    folder = shutil.copytree(SHIPPED / "small-gpt2", tmp_path / "codi")
+    for prefix, told in (("Result=", True), ("The answer is:", False)):
+        (folder / "codi.json").write_text(json.dumps({"n_latent": 6, "answer_prefix": prefix}))
+        assert not run_lake("extract", "--model", f"prefix{told:d}={folder}", *OPTIONS)
+        assert ("18 of 18 answers that ended do not have 'Result='" in capsys.readouterr().err) == told
 
 
 def test_only_its_own_kind_of_name_means_code(tmp_path):

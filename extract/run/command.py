@@ -131,6 +131,12 @@ def extract_run(settings: ExtractSettings, shell: Shell) -> Output:
             f"{done.run}: {done.n_unended} answers end without eos_id, token {eos}"
             f" ({prepared.reasoner.token_strings[eos]!r}), or go on after it; is that the token that ends answers?"
         )
+    if done.n_unprefixed > (done.n_committed - done.n_cut) / 2:
+        shell.note(
+            f"{done.run}: {done.n_unprefixed} of {done.n_committed - done.n_cut} answers that ended do not have"
+            f" {prepared.reasoner.answer_prefix!r}, after which the log probability of the gold answer is taken;"
+            " answer_prefix in codi.json beside the checkpoint says another"
+        )
     if done.n_unread:
         kind = KIND_READ[prepared.problems.answer_kind]
         shell.note(

@@ -47,6 +47,8 @@ class Extracted:
     """Those that had not ended after the longest answer that was allowed."""
     n_unended: int = 0
     """Those that end earlier without the token that ends answers, or go on after it."""
+    n_unprefixed: int = 0
+    """Those that ended without the answer prefix anywhere, after which the gold answer's log probability is taken."""
     n_unread: int = 0
     """Those in which no answer of the data's kind can be read; they count as wrong."""
     unread: str = ""
@@ -244,6 +246,9 @@ def _count(done: Extracted, prepared: Prepared, lake: str | os.PathLike[str]) ->
     length, n_end = (token >= 0).sum(1), (token == prepared.reasoner.eos_id).sum(1)
     ended = np.take_along_axis(token, length[:, None] - 1, 1)[:, 0] == prepared.reasoner.eos_id
     done.n_cut = int(((length == most) & ~ended).sum())
+    prefix = "".join(prepared.reasoner.answer_prefix.split())  # some tokenizers write other spaces
+    texts = run["generated_text"].values[(length < most) | ended]
+    done.n_unprefixed = sum(prefix not in "".join(str(text).split()) for text in texts)
     done.n_unended = int((((length < most) & ~ended) | (n_end > ended)).sum())
     predicted = run["predicted_answer"].values
     unread = np.flatnonzero(~is_value(predicted))
