@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,12 +71,6 @@ def altered(change: str, folder: Path) -> tuple[Path, Path]:
             config["model_type"] = "bloom"
         case "updates lost":
             del state[name.replace("base_layer", "lora_A.default")], state[name.replace("base_layer", "lora_B.default")]
-        case "rotary twice":
-            config["rope_parameters"] = {"rope_theta": 10000.0, "rope_type": "default"}
-            config["rope_theta"] = 500000.0
-        case "scaled twice":
-            config["rope_parameters"] = {"rope_theta": 10000.0, "rope_type": "default"}
-            config |= {"rope_theta": None, "rope_scaling": {"type": "linear", "factor": 4.0}}
         case "looks ahead":
             config["use_bidirectional_attention"] = True
     if file.exists() and change != "truncated":
@@ -110,8 +106,6 @@ def altered(change: str, folder: Path) -> tuple[Path, Path]:
         ("lost adapter config", r"config of the adapter cannot be read from .*adapter_config\.json: .* No such file"),
         ("broken tokenizer", r"tokenizer cannot be read from .*tokenizer_config\.json: Expecting"),
         ("pointer", r"config\.json: it is Git's pointer to a large file.*git lfs pull"),
-        ("rotary twice", r"config\.json: rope_theta is 500000\.0, and 10000\.0 in rope_parameters; both cannot be"),
-        ("scaled twice", r"config\.json: rope_type is 'linear', and 'default' in rope_parameters"),
         ("looks ahead", "has use_bidirectional_attention in its config"),
     ],
 )
@@ -135,6 +129,35 @@ def test_words_that_only_the_tokenizer_has_are_no_marks_of_the_protocol(tmp_path
     for say in (with_more.encode, with_more.answer_tokens):
         with pytest.raises(UsageError, match="'pens' as token 400, the model has 400 words"):
             say("Two pens?")
+
+
+@pytest.mark.parametrize(
+    ("older", "message"),
+    [
+        ({"rope_theta": 500000.0}, r"rope_theta is 500000\.0, and 10000\.0 in rope_parameters; both cannot be right"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 4.0}},
+            "rope_type is 'linear', and 'default' in rope_parameters",
+        ),
+        ({"rope_theta": 10000.0, "rope_scaling": None}, ""),
+    ],
+)
+def test_rotary_positions_that_a_config_names_twice_are_the_same(
+    older: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(SHIPPED / "small-llama", tmp_path / "codi")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | older))
+    with pytest.raises(UsageError, match=message) if message else nullcontext():
+        load_reasoner(folder)
+
+
+def test_another_answer_prefix_is_another_model(tmp_path: Path) -> None:
+    folder = shutil.copytree(SHIPPED / "small-gpt2", tmp_path / "codi")
+    known = load_reasoner(folder).fingerprint["weights"]
+    settings = json.loads((folder / "codi.json").read_text())
+    (folder / "codi.json").write_text(json.dumps(settings | {"answer_prefix": "Result="}))
+    assert load_reasoner(folder).fingerprint["weights"] != known == load_reasoner("small-gpt2").fingerprint["weights"]
 
 
 def test_a_tokenizer_that_is_read_otherwise_than_its_file_says_is_told(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def load_reasoner(
 def _decides(rule: Protocol, tokenizer: Any) -> dict[str, Any]:
     """What of a protocol decides what is computed; nothing of CODI's, so that models known before keep their digest."""
     if (plain := rule.to_json()) == CODI.to_json():
-        return {}
+        return {} if rule.answer_prefix == CODI.answer_prefix else {"answer_prefix": rule.answer_prefix}
     template = {"chat_template": tokenizer.chat_template} if rule.chat else {}
     return {"protocol": plain | {"answer_prefix": rule.answer_prefix} | template}
 
