@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from called import run_lake
+from scipy import stats
 from sklearn.decomposition import PCA
 from synthetic import make_model, make_run, normalise, write_run
 
 from analyze.context import Context
 from analyze.geometry import rotations_section, shape_section
-from analyze.geometry.components import fit, kept_share, principal_components
+from analyze.geometry.components import fit, kept_share, principal_components, shares
 from analyze.geometry.procrustes import procrustes
 from analyze.geometry.shape import Cells, geometry, participation_ratio, shape_of
 from analyze.lens.readout import ReadOut
@@ -187,3 +188,29 @@ def test_infinite_and_constant_states_have_no_components() -> None:
         assert found[name].isel(layer=0).isnull().all(), name
     assert found["carried_share"].sel(layer=1, position="bot").isnull().all()
     assert found["carried_share"].sel(layer=1, position="ct0").notnull().all()
+
+
+def test_what_goes_with_a_result_is_the_squared_rank_correlation_and_with_an_operation_the_share_between() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(2, 30, 3)) + np.arange(30)[:, None] / 10
+    number, word = np.where(np.arange(30) % 7, rng.integers(0, 9, 30), np.nan), rng.choice(["+", "-", "", "*"], 30)
+    orders = np.stack([rng.permutation(30) for _ in range(4)])
+    for values in (number, word):
+        known = np.isfinite(values) if values is number else values != ""
+
+        def share(column, values=values, known=known):
+            ranks = stats.rankdata(column[known])
+            if values is number:
+                return stats.spearmanr(ranks, values[known])[0] ** 2
+            groups = [ranks[values[known] == one] for one in ("+", "-", "*")]
+            between = sum(len(group) * (group.mean() - ranks.mean()) ** 2 for group in groups)
+            return between / ((ranks - ranks.mean()) ** 2).sum()
+
+        np.testing.assert_allclose(shares(scores, values), np.apply_along_axis(share, 1, scores))
+        drawn = shares(scores, values, orders)
+        assert drawn.shape == (4, 2, 3)
+        held = np.flatnonzero(known)
+        for order, found in zip(orders, drawn, strict=True):
+            again = scores.copy()
+            again[:, order[known[order]]] = scores[:, held]
+            np.testing.assert_allclose(found, np.apply_along_axis(share, 1, again))

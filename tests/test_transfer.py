@@ -19,7 +19,7 @@ from analyze.sae.dictionary import SAESpec, sae_codes, sae_reconstruction, selec
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.dictionary import transfer_dictionaries
 from analyze.transfer.linear import Linear, mean_difference, transfer_probes
-from analyze.transfer.matrix import squared_errors
+from analyze.transfer.matrix import pairs_of, squared_errors
 from analyze.transfer.problems import comparable, problem_groups
 from analyze.transfer.section import SECTIONS
 from analyze.transfer.tuned import transfer_lenses
@@ -70,6 +70,9 @@ def test_a_shared_direction_transfers_and_a_rotated_one_does_not() -> None:
     away = found.sel(position="ct2")
     assert abs(float(away["accuracy"].mean()) - 0.5) < 0.05
     assert (away["p_corrected"] > 0.05).all()
+    for row in pairs_of(found):
+        cells = found["p_corrected"].sel({dim: row[dim] for dim in ("kind", "fit", "test")}).values.ravel()
+        assert (row["carried"], row["n_cell"]) == (sum(p < 0.05 for p in cells), 2)
 
 
 def by_hand(one: xr.Dataset, other: xr.Dataset, fold_of, make) -> np.ndarray:
