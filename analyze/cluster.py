@@ -185,9 +185,26 @@ def _results(futures: Iterable[Any], ahead: int) -> Iterator[Any]:
     for one in futures:
         waiting.append(one)
         if len(waiting) >= ahead:
-            yield waiting.popleft().result()
+            yield _result(waiting.popleft())
     while waiting:
-        yield waiting.popleft().result()
+        yield _result(waiting.popleft())
+
+
+def _result(future: Any) -> Any:
+    """A future's result; an error where no worker is left to compute it, and none comes."""
+    from distributed import TimeoutError as TooLong
+
+    while True:
+        try:
+            return future.result(timeout=START_SECONDS)
+        except TooLong as error:
+            if future.done():  # the work's own
+                raise
+            if not future.client.scheduler_info(n_workers=-1)["workers"]:
+                raise LakeError(
+                    f"no worker has been there for {START_SECONDS:.0f} s; give the command again, which goes on where"
+                    " it keeps pieces, or give it fewer --workers"
+                ) from error
 
 
 def _client() -> Any:

@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster, get_client
 from synthetic import make_model, make_run, write_run
 
 from analyze import cluster, lens_summary, logit_lens
-from analyze.cluster import compute_on
+from analyze.cluster import compute_on, spread
 from analyze.geometry.procrustes import procrustes
 from analyze.geometry.shape import geometry
 from analyze.labels import up_to_eot
@@ -134,3 +134,11 @@ def test_a_killed_worker_changes_no_number_and_work_that_kills_them_is_said(tmp_
         compute_on(workers=2),
     ):
         work()
+
+
+def test_work_that_no_worker_is_left_for_is_an_error_and_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "START_SECONDS", 1.0)
+    with Client(n_workers=0, processes=False, dashboard_address=None), pytest.raises(LakeError, match="no worker"):
+        next(spread(abs, [(-1,)]))
