@@ -28,7 +28,7 @@ UNWATCHED = {
 PRELOADED = ("distributed.nanny", "scipy.stats", "sklearn.linear_model", "store.read")
 """Imported once, which takes more than a second, by the process that workers are forked from."""
 START_SECONDS = 180.0
-"""Time limit for workers to start; usually a few seconds."""
+"""Time limit for workers to start, usually a few seconds; and in which one must be there again if all are gone."""
 
 
 @contextmanager

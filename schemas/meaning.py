@@ -1,6 +1,5 @@
 """What the variables of stored results are, in words and units: ``variables.toml``, and names that end alike."""
 
-import re
 import tomllib
 from collections.abc import Collection, Mapping
 from functools import cache
@@ -59,8 +58,8 @@ def meaning(kind: str, name: str, stated: Mapping[str, Mapping[str, Any]]) -> di
     if "long_name" in stated.get(name, {}):
         return dict(stated[name])
     if text := words().get(kind, {}).get(name) or words()["any"].get(name) or {**COORDINATES, **DIMS}.get(name):
-        said, units = re.fullmatch(r"(.*?)(?: \[(\w+)\])?", text).groups()  # type: ignore[union-attr]
-        return {"long_name": said, **({"units": units} if units else {})}
+        said, _, units = text.removesuffix("]").partition(" [")
+        return {"long_name": said} | ({"units": units} if units else {})
     for shape, template in DERIVED.items():
         begin, end = shape.split("{}")
         of = name.removeprefix(begin).removesuffix(end)

@@ -11,7 +11,6 @@ import xarray as xr
 
 from schemas import RemovedError, UnwritableLakeError
 from schemas.command import Shell
-from schemas.meaning import explained
 from store.read import Lake
 
 
@@ -41,7 +40,7 @@ def keep(
     RemovedError
         If another run is in the place of one that was read.
     """
-    lost, data = False, explained(kind, data)
+    lost = False
     check_still(lake, kind, read)
     try:
         command = shell.words(runs)

@@ -15,6 +15,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from schemas import canonical_json, filled, fingerprint
+from schemas.meaning import explained
 from schemas.words import n_option
 from store.claim import lake_lock
 from store.files import (
@@ -159,8 +160,11 @@ def write_result_group(
     dataset: xr.Dataset,
     attributes: Mapping[str, Any],
 ) -> None:
-    """Write a small labelled dataset as a sealed group below the lake's results, replacing what was there."""
-    build = []
+    """Write a small labelled dataset as a sealed group below the lake's results, replacing what was there.
+
+    What its variables are is added where it is known (:func:`schemas.meaning.explained`).
+    """
+    build, dataset = [], explained(str(attributes["result"]), dataset)
     for key in [*dataset.coords, *dataset.data_vars]:
         array = dataset[key]
         stated = {k: v for k, v in array.attrs.items() if isinstance(v, str | int | float | bool | list)}

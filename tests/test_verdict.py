@@ -168,6 +168,7 @@ def test_verdicts_on_a_lake_of_known_truth(lake):
         older[name] = older[name].where(older[name] != UNDECIDED, "not told apart")
     pd.testing.assert_frame_equal(thought_rows(older), thought_rows(result))
     pd.testing.assert_frame_equal(evidence_rows(older), evidence_rows(result))
+    assert tables(older, {})[0].rows == tables(result, {})[0].rows
     twin = verdict(lake, "small-gpt2-decodable/test", [])
     used = twin["verdict"].values[twin["question"].values == USED]
     assert YES not in used

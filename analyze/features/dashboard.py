@@ -116,8 +116,8 @@ def write_dashboards(
             features = list(_features(one, states, run, model, readout, fired, chosen))
             content = names | {"sae_id_suffix": None, "features": features}
             write_whole(place / f"batch-{batch}.json", json.dumps(content, allow_nan=False))
-        silent = one["feature"].values[fired.share == 0].tolist()
-        skipped = {**names, "layer": str(names["layer"]), "log_sparsity": None, "skipped_indexes": silent}
+        dead = one["feature"].values[fired.share == 0].tolist()
+        skipped = {**names, "layer": str(names["layer"]), "log_sparsity": None, "skipped_indexes": dead}
         write_whole(place / "skipped_indexes.json", json.dumps(skipped, allow_nan=False))
         folders.append(place)
     return folders

@@ -58,7 +58,9 @@ def cost(source: "Source", settings: VerdictSettings) -> Cost:
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """One row for each thought, the figures behind it, and what is missing."""
-    attrs = result.attrs
+    from analyze.verdict.shown import as_now
+
+    result, attrs = as_now(result), result.attrs
     controls = json.loads(attrs["controls"])
     n_test = ", ".join(f"{n} of {question}" for question, n in json.loads(attrs["n_test"]).items())
     rows = [
@@ -93,8 +95,9 @@ def frames(kind: str, result: Any) -> dict[str, Any]:
     import pandas as pd
 
     from analyze.tables import result_tables
+    from analyze.verdict.shown import as_now
 
-    parts = result_tables(result)
+    parts = result_tables(as_now(result))
     return {
         "verdict": parts["row"].drop(columns="row", errors="ignore"),
         "evidence": parts["evidence"].drop(columns="evidence", errors="ignore"),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -21,11 +22,19 @@ FORMERLY = {"not told apart": UNDECIDED, "not told apart from the control": OPEN
 """What verdicts in older lakes say."""
 
 
+def as_now(data: xr.Dataset) -> xr.Dataset:
+    """A stored verdict in the words of now."""
+    named = [name for name in ("verdict", "control", "says", "against_control") if name in data]
+    return data.assign({
+        name: (data[name].dims, np.array([FORMERLY.get(str(word), str(word)) for word in data[name].values], object))
+        for name in named
+    })  # fmt: skip
+
+
 def thought_rows(data: xr.Dataset) -> Frame:
     """Verdicts of a run with a row for each thought, and for all thoughts together."""
-    names = ("verdict", "why", "control", "overturned_by")
+    names, data = ("verdict", "why", "control", "overturned_by"), as_now(data)
     frame = pd.DataFrame({name: data[name].values.astype(str) for name in ("thought", "question", *names)})
-    frame = frame.replace(FORMERLY)
     rows: Frame = frame.pivot(index="thought", columns="question").reindex(list(dict.fromkeys(frame["thought"])))
     rows.columns = [f"{question}_{name}" for name, question in rows.columns]
     rows = rows.reindex(columns=[f"{question}_{name}" for question in (READABLE, USED, ROUTE) for name in names])
@@ -40,7 +49,8 @@ def thought_rows(data: xr.Dataset) -> Frame:
 def evidence_rows(data: xr.Dataset) -> Frame:
     """Every figure behind the verdicts."""
     names = [str(name) for name, variable in data.data_vars.items() if variable.dims == ("evidence",)]
-    return pd.DataFrame({name: data[name].values for name in names}).replace(FORMERLY)
+    data = as_now(data)
+    return pd.DataFrame({name: data[name].values for name in names})
 
 
 def thoughts_of(rows: Frame) -> Frame:
